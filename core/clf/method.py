@@ -1,0 +1,192 @@
+"""The contract between the engine and a method. A method is an ``nn.Module`` with a loss; the rest has defaults.
+
+Letters, used in every shape comment of the project:
+
+    N  images of the local batch          V  views per image        M  rows on all ranks (world size x N)
+    C H W  channels, height, width        D  features (backbone)    E  projection          K  queue length
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from clf.augment import Recipe, simclr_recipe
+
+if TYPE_CHECKING:
+    from clf.backbones import Backbone
+
+
+class MethodConfig(BaseModel):
+    """Base of a method's configuration: frozen, and unknown keys are errors.
+
+    Each field of a subclass has the paper's value as its default and a ``description``; ``clf plugins show NAME``
+    prints them as a table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a method may know of the data. There are no labels here, nor in :class:`Batch`."""
+
+    name: str
+    n_images: int
+    image_size: int
+    """Side in pixels of the square views."""
+    channels: int
+    batch_size: int
+    """Images in one step on all ranks together (M)."""
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one step on this rank, and their augmented views."""
+
+    views: tuple[Tensor, ...]
+    """V tensors (N, C, H, W), float32 in [0, 1], one per recipe of :meth:`Method.views`."""
+    index: Tensor
+    """(N,) int64, the position of each image in the training set."""
+    images: Tensor
+    """(N, C, H', W') uint8, the raw images before augmentation."""
+    augment: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]] = field(repr=False)
+    """``augment(images, generator)``: the recipes applied to any raw images, with draws from ``generator``."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def redraw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """New views of the images in ``rows`` (R,): V tensors (R, C, H, W). The batch itself is unchanged."""
+        return self.augment(self.images[rows], generator)
+
+
+class BatchStream(Protocol):
+    """Where batches come from. Each call of :meth:`next` advances a counter that checkpoints keep."""
+
+    def next(self) -> Batch:
+        """The next batch of this rank, in the epoch's random order."""
+        ...
+
+
+class Context(Protocol):
+    """What the engine offers to a method during one step."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken so far."""
+        ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1)."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator that is a function of (run seed, method, ``name``, step): the same again after a resume.
+
+        It is the same on every rank; draw for all M rows and take this rank's.
+        """
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(N, ...) on each rank -> (M, ...) on every rank, in rank order, with gradient.
+
+        Write the loss of the local rows against the gathered ones, as a mean over the local rows: the backward of
+        gather sums over ranks and gradients are then averaged, which is the gradient of the mean over all M rows.
+        """
+        ...
+
+    def minimize(self, group: str, loss: Tensor) -> None:
+        """Steps the optimizer of one parameter group on ``loss`` now. No other group receives a gradient.
+
+        ``group`` is a key of :meth:`Method.parameter_groups`. For adversarial and two-player methods.
+        """
+        ...
+
+    def log(self, **metrics: float | Tensor) -> None:
+        """Records scalars of this step under their names. Tensors are read later, without stalling the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """A loss (a scalar with gradient) and scalars to record."""
+
+    loss: Tensor
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC, Generic[C]):
+    """A way to train an encoder without labels; one paper is one subclass.
+
+    Parameters and buffers registered on it are moved, saved and restored; nothing else is. The training loop calls
+    ``next_batch``, ``training_step``, the optimizer, then ``after_step``.
+    """
+
+    name: ClassVar[str]
+    """The plugin name, as in ``clf train --plugin NAME`` and the entry point."""
+    Config: ClassVar[type[MethodConfig]]
+    """The subclass of :class:`MethodConfig` that ``method.*`` keys are read into."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Recommended values of engine keys, e.g. ``{"optimizer.name": "sgd"}``; files and the command line win."""
+
+    def __init__(self, backbone: Backbone, config: C, data: DataSpec) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.data = data
+
+    @abstractmethod
+    def training_step(self, batch: Batch, ctx: Context) -> Tensor | StepOutput:
+        """The loss of one batch. It is minimised over the parameter group ``main``."""
+
+    @classmethod
+    def views(cls, data: DataSpec) -> Sequence[Recipe]:
+        """The augmentation recipe of each view; by default the two identical ones of SimCLR."""
+        recipe = simclr_recipe(data.image_size, data.channels)
+        return [recipe, recipe]
+
+    def parameter_groups(self) -> dict[str, Iterable[Parameter]]:
+        """Parameters by group; each group has its own optimizer. ``main`` is stepped by the training loop."""
+        return {"main": [p for p in self.parameters() if p.requires_grad]}
+
+    def next_batch(self, stream: BatchStream, ctx: Context) -> Batch:
+        """The batch to train on; override to choose batches by their content."""
+        return stream.next()
+
+    def after_step(self, ctx: Context) -> None:
+        """Called after the optimizer's step, e.g. to update a momentum encoder."""
+        return
+
+    def encoder(self) -> nn.Module:
+        """What is evaluated and exported: (N, C, H, W) in [0, 1] -> (N, D)."""
+        return self.backbone
