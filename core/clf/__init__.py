@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clf.hookspecs import hookimpl
     from clf.method import Batch, BatchStream, Context, DataSpec, Method, MethodConfig, StepOutput
 
-__all__ = [  # noqa: PLE0604 - spelled out for type checkers
+__all__ = [
     "Backbone",
     "Batch",
     "BatchStream",

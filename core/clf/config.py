@@ -1,4 +1,4 @@
-"""Configuration: YAML file + dotted overrides -> one frozen, strictly checked object that remembers where values came from.
+"""Configuration: YAML file + dotted overrides -> one frozen, strictly checked object that knows where values came from.
 
 Layers, weakest first: built-in defaults, the plugin's recommendations, the file, the command line. A field whose
 default is ``None`` and says "derived" in its description is filled by :func:`derive` once the rest is known.
@@ -12,10 +12,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from clf.errors import ConfigError, did_you_mean
@@ -25,7 +25,7 @@ Tree: TypeAlias = dict[str, Any]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -50,11 +50,11 @@ class BackboneSection(Section):
     pretrained: bool = Field(False, description="start from timm's pretrained weights")
     stem: Literal["auto", "small", "original"] = Field(
         "auto",
-        description="small: 3x3 stride 1 and no max-pool; auto: small up to 64 pixels without pretrained weights",
+        description="small: stride 1 and no max-pool; auto: small up to 64 pixels, unless pretrained",
     )
     normalize: Literal["auto", "none", "half", "imagenet"] = Field(
         "auto",
-        description="input scaling inside the backbone; auto: the pretrained weights' own, else none (as SimCLR)",
+        description="input scaling inside the backbone; auto: that of the pretrained weights, or none",
     )
 
 
@@ -71,9 +71,7 @@ class TrainSection(Section):
     channels_last: bool | None = Field(None, description="memory format of images; derived: on for CUDA")
     deterministic: bool = Field(True, description="deterministic kernels, so that a run repeats bit for bit")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-    max_steps: int | None = Field(
-        None, ge=1, description="end after so many optimiser steps, whatever train.epochs says"
-    )
+    max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps, before train.epochs")
 
 
 class OptimizerSection(Section):
@@ -89,9 +87,7 @@ class OptimizerSection(Section):
 
 class ScheduleSection(Section):
     name: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    warmup_epochs: float | None = Field(
-        None, ge=0, description="linear warm-up, per step; derived: 10, at most a tenth"
-    )
+    warmup_epochs: float | None = Field(None, ge=0, description="linear, per step; derived: 10, at most a tenth")
     final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, as a share of the peak")
 
 
@@ -109,14 +105,16 @@ class AugmentSection(Section):
     blur: Probability | None = Field(None, description="probability of a Gaussian blur")
     solarize: Probability | None = Field(None, description="probability of solarizing")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.crop_area and not 0 < self.crop_area[0] <= self.crop_area[1]:
+    @field_validator("crop_area")
+    @classmethod
+    def _ordered(cls, area: tuple[float, float] | None) -> tuple[float, float] | None:
+        if area and not 0 < area[0] <= area[1]:
             raise ValueError("crop_area must be two rising shares above 0, for example [0.08, 1]")
-        return self
+        return area
 
 
 class MonitorSection(Section):
+    log_every: int = Field(10, ge=1, description="optimiser steps between records of the loss; each is their mean")
     knn_every: int = Field(5, ge=0, description="epochs between k-NN measurements where labels exist; 0 = never")
     knn_k: int = Field(20, ge=1, description="neighbours that vote")
     max_images: int = Field(5000, ge=10, description="images of the k-NN bank and of the queries, at most, each")
@@ -255,7 +253,7 @@ def derive(config: Config, origins: Origins | None = None) -> tuple[Config, Orig
 
 def flatten(config: Config) -> Tree:
     """Dotted key -> plain value, in the order of the definition."""
-    return dict(_flatten(config.model_dump(mode="json"), keep_empty=False))
+    return dict(_flatten(config.model_dump(mode="json")))
 
 
 def differences(old: Config, new: Config, ignore: Sequence[str] = ()) -> list[str]:
@@ -356,7 +354,7 @@ def _explain(
         key = ".".join(["method", *path] if config_ok else path)
         while key and key not in known and "." in key:
             key = key.rpartition(".")[0]
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and len(path) == len(problem["loc"]):
             lines.append(f"{key} is not set: give {key}=VALUE ({describe_type(known[key])})")
             continue
         wanted = f" It must be {describe_type(known[key])}." if key in known else ""
@@ -366,22 +364,25 @@ def _explain(
     return "\n".join(dict.fromkeys(lines))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "", keep_empty: bool = True) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and (value or not keep_empty):
-            yield from _flatten(value, f"{name}.", keep_empty)
-        elif not (isinstance(value, Mapping) and not value):
-            yield name, value
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _unflatten(values: Mapping[str, Any]) -> Tree:
+    """Raises ConfigError when a key is given a value and keys inside it."""
     tree: Tree = {}
     for key, value in values.items():
         *path, last = key.split(".")
         node = tree
-        for part in path:
+        for depth, part in enumerate(path, start=1):
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                outer = ".".join(path[:depth])
+                raise ConfigError(f"{outer} = {node!r} and {key} = {value!r} cannot both be set; remove one of them")
         node[last] = value
     return tree
 

@@ -31,7 +31,7 @@ class MethodConfig(BaseModel):
     prints them as a table.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=MethodConfig)

@@ -5,10 +5,11 @@ Differences from the paper: none in the loss; the projector's depth is a setting
 released code), and batch norm statistics are those of one rank.
 """
 
-import clf
 import torch
-from clf import losses, nn
 from pydantic import Field
+
+import clf
+from clf import losses, nn
 
 
 class SimCLRConfig(clf.MethodConfig):
@@ -36,5 +37,5 @@ class SimCLR(clf.Method[SimCLRConfig]):
 
 
 @clf.hookimpl
-def clf_methods() -> list[type[clf.Method]]:
+def clf_methods() -> list[type[SimCLR]]:
     return [SimCLR]
