@@ -1,0 +1,239 @@
+"""What a data source returns, and what all sources share: options, hold-out, limit, clean images, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from clf import images
+from clf.config import DataSection
+from clf.errors import ConfigError, DataError, did_you_mean
+from clf.random import generator
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called as ``progress(done, total)`` while a source is read."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, in two forms, and what is known of them."""
+
+    images: Tensor
+    """(n, C, H, W) uint8 canvases that views are cropped from."""
+    clean: Tensor
+    """(n, C, S, S) uint8 as evaluation and serving see them; S is the image size."""
+    labels: Tensor | None = None
+    """(n,) int64; -1 where unknown (STL-10's unlabelled part)."""
+    names: list[str] | None = None
+    """Relative path or id of each image."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, index: Tensor) -> Split:
+        """Some of the images."""
+        clean = self.clean[index]
+        return Split(
+            images=clean if self.images is self.clean else self.images[index],
+            clean=clean,
+            labels=None if self.labels is None else self.labels[index],
+            names=None if self.names is None else [self.names[i] for i in index.tolist()],
+        )
+
+    def labelled(self) -> Split | None:
+        """The images whose label is known; None when there are none."""
+        if self.labels is None:
+            return None
+        known = self.labels >= 0
+        return self if bool(known.all()) else self.rows(known.nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set, ready for training and evaluation."""
+
+    name: str
+    image_size: int
+    channels: int
+    train: Split
+    test: Split | None = None
+    class_names: tuple[str, ...] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    fingerprint: str = ""
+    """SHA-256 over the source's images and labels; for folders over names and files' contents."""
+    split_note: str = "none"
+    """The protocol in words: where the test split comes from."""
+
+
+class Source(Protocol):
+    """A function that reads a data set. ``seed`` may change which images ``data.limit`` takes, never the test split."""
+
+    def __call__(self, section: DataSection, seed: int, progress: Progress | None) -> DataSource: ...
+
+
+def from_arrays(
+    section: DataSection,
+    seed: int,
+    train: tuple[NDArray[np.uint8], NDArray[np.int64] | None],
+    test: tuple[NDArray[np.uint8], NDArray[np.int64] | None] | None = None,
+    *,
+    class_names: Iterable[str] | None = None,
+    image_size: int | None = None,
+    split_note: str = "official test split",
+) -> DataSource:
+    """A source from images in memory; what a dataset plugin calls.
+
+    Args:
+        train, test: images (n, C, H, W) uint8 and labels (n,) int64 or None. Without ``test``, ``data.test_fraction``
+            of labelled images is held out.
+        image_size: the source's own choice, where ``data.image_size`` is not set; default: the shorter side.
+
+    Raises:
+        DataError: no images, or labels of one class only.
+    """
+    name = section.name
+    _check(name, train[1])
+    if len(train[0]) == 0:
+        raise DataError(f"data source {name!r} holds no images")
+    fingerprint = _fingerprint(train, test)
+    size = section.image_size or image_size or min(train[0].shape[2:])
+    full = _split(train, size, names=[str(i) for i in range(len(train[0]))])
+    if test is None:
+        split, held_out, split_note = hold_out(full, section.test_fraction)
+    else:
+        split, held_out = full, _split(test, size, names=None)
+    rows = limit_rows(len(split), section.limit, seed)
+    return DataSource(
+        name=name,
+        image_size=size,
+        channels=train[0].shape[1],
+        train=split if rows is None else split.rows(rows),
+        test=held_out,
+        class_names=None if class_names is None else tuple(class_names),
+        fingerprint=fingerprint,
+        split_note=split_note,
+    )
+
+
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split | None, str]:
+    """Training split, test split and the protocol in words."""
+    if split.labels is None or fraction == 0:
+        return split, None, "none"
+    train, test = stratified(split.labels, fraction)
+    if len(test) == 0:
+        return split, None, "none"
+    return split.rows(train), split.rows(test), held_out_note(fraction)
+
+
+def held_out_note(fraction: float) -> str:
+    return f"{fraction:.0%} held out, stratified"
+
+
+def stratified(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to test on, both rising: of each class the share ``fraction``, rounded.
+
+    A class of two images or more has at least one on either side; a single image is trained on. The same labels give
+    the same split whatever the run's seed is, so that runs of several seeds can be compared.
+    """
+    test = []
+    for label in sorted(set(labels.tolist())):
+        rows = (labels == label).nonzero()[:, 0]
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1) if fraction > 0 else 0
+        shuffled = rows[torch.randperm(len(rows), generator=generator(0, "hold out", label))]
+        test.append(shuffled[:count])
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[torch.cat(test)] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def limit_rows(n: int, limit: int | None, seed: int) -> Tensor | None:
+    """The ``limit`` row numbers to keep, rising; None to keep all n."""
+    if limit is None or limit >= n:
+        return None
+    return torch.randperm(n, generator=generator(seed, "limit"))[:limit].sort().values
+
+
+def read_options(section: DataSection, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``data.options`` over the source's defaults, each of its default's type.
+
+    Raises:
+        ConfigError: an unknown option, or a value of another type.
+    """
+    for key, value in section.options.items():
+        if key not in defaults:
+            offer = f"it knows {', '.join(sorted(defaults))}" if defaults else "it has none"
+            hint = did_you_mean(key, defaults)
+            raise ConfigError(f"data.options.{key} is unknown to data source {section.name!r}; {offer}.{hint}")
+        kind = type(defaults[key])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ConfigError(f"data.options.{key} must be of type {kind.__name__}, got {value!r}")
+    return {**defaults, **section.options}
+
+
+def required_root(section: DataSection, what: str) -> Path:
+    """``data.root`` as a path.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+    if not section.root:
+        raise ConfigError(f"data source {section.name!r} needs data.root, {what}")
+    return Path(section.root).expanduser()
+
+
+def clean_images(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(n, C, H, W) -> (n, C, size, size) by :func:`clf.images.resize`, as serving does it."""
+    if array.shape[2:] == (size, size):
+        return array
+    out = np.empty((*array.shape[:2], size, size), np.uint8)
+    for i, image in enumerate(array):
+        picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+        out[i] = np.atleast_3d(images.resize(picture, size)).transpose(2, 0, 1)
+    return out
+
+
+def _split(part: tuple[NDArray[np.uint8], NDArray[np.int64] | None], size: int, names: list[str] | None) -> Split:
+    array, labels = part
+    array = np.ascontiguousarray(array)
+    canvases = torch.from_numpy(array)
+    clean = clean_images(array, size)
+    return Split(
+        images=canvases,
+        clean=canvases if clean is array else torch.from_numpy(clean),
+        labels=None if labels is None else torch.from_numpy(np.asarray(labels, np.int64)),
+        names=names,
+    )
+
+
+def _check(name: str, labels: NDArray[np.int64] | None) -> None:
+    if labels is not None and len(labels) and labels.min() == labels.max():
+        raise DataError(
+            f"all {len(labels)} labels of data source {name!r} are the same; labels are optional: leave them out"
+        )
+
+
+def _fingerprint(*parts: tuple[NDArray[np.uint8], NDArray[np.int64] | None] | None) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for array in part or ():
+            if array is not None:
+                digest.update(f"{array.dtype} {array.shape};".encode())
+                digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

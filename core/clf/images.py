@@ -1,0 +1,211 @@
+"""Image files: find, decode and bring to one size. Needs Pillow and numpy only, so training and serving share it.
+
+``prepare`` is *the* preprocessing ``shorter-side-bicubic-center-crop-v1`` of a model's manifest: evaluation, export,
+``clf embed``, the HTTP API and the UI all call it, so the same file gives the same pixels everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clf.errors import ImageError
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm"}
+    | {".ppm", ".tif", ".tiff", ".webp"}
+)
+"""File name endings that :func:`find_images` looks for, in lower case."""
+
+# Formats of pixels only: Pillow would hand others (EPS, PDF) to external programs. HEIF needs a Pillow plugin.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB", "HEIF")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a single image may cost, checked before any pixel is decoded."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """The image as a person sees it: upright, mode RGB, 8 bits a channel; the first frame of an animation.
+
+    EXIF orientation is applied. Transparency (alpha channel, transparent palette entry or colour key) is composited
+    on white. CMYK, YCbCr, palette, grey and 1-bit images are converted by Pillow. 16-bit greys are divided by 257,
+    32-bit ones too if they fit 16 bits; other integers are stretched from their own range to 0..255. Floats in
+    [0, 1] are multiplied by 255, in [0, 255] rounded, others stretched; not-a-number is 0. Colour profiles are
+    ignored. Thread-safe.
+
+    Args:
+        source: a file, or a file's bytes.
+        limits: bytes of the file, and pixels as its header states them.
+
+    Raises:
+        ImageError: the file is missing, empty, too large, truncated, corrupt or not an image; names the file.
+    """
+    name = "the image" if isinstance(source, bytes) else str(source)
+    data = _read(source, name, limits.max_bytes)
+    try:
+        image = _open(data)
+        if image is None:
+            raise ImageError(f"{name} is not an image of a known format")
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError(
+                f"{name} has {width} x {height} pixels, more than the limit of {limits.max_pixels / 1e6:g} million"
+            )
+        image.load()  # Pillow decodes late; whatever is wrong with the pixels is found out here
+        return _rgb(_upright(image))
+    except ImageError:
+        raise
+    except Exception as error:  # decoders meet corrupt bytes with errors of any type
+        raise ImageError(f"{name} is truncated or corrupt ({_reason(error)})") from error
+
+
+def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Shorter side to ``size`` (bicubic, antialiased), then the central square: (size, size, 3) uint8.
+
+    Only the central square is resampled, so that an image of 1 x 60,000,000 pixels costs no more than its square.
+    An image of exactly this size comes back unchanged.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.array(square)
+
+
+def prepare(source: Path | bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """A file as an encoder sees it: :func:`decode`, then :func:`resize`; (size, size, 3) uint8, RGB.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    return resize(decode(source, limits), size)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All files below ``folder`` with an image's suffix, sorted by path. Hidden files and folders are left out.
+
+    Links to folders are followed, each real folder once.
+
+    Raises:
+        ImageError: ``folder`` does not exist or is not a folder.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}")
+    return sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _read(source: Path | bytes, name: str, max_bytes: int) -> bytes:
+    if isinstance(source, bytes):
+        data, size = source, len(source)
+    else:
+        try:
+            if not source.is_file():  # a pipe or a device would block
+                raise ImageError(f"{name} {'is not a file' if source.exists() else 'does not exist'}")
+            size = source.stat().st_size
+            data = source.read_bytes() if size <= max_bytes else b""
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read: {error.strerror}") from error
+    if size > max_bytes:
+        raise ImageError(f"{name} has {size / 2**20:.1f} MiB, more than the limit of {max_bytes / 2**20:g} MiB")
+    if not data:
+        raise ImageError(f"{name} is empty")
+    return data
+
+
+def _open(data: bytes) -> Image.Image | None:
+    """Image.open without its size check, which warns or raises by a global setting before the size can be asked."""
+    Image.init()
+    for name in _FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = accept(data[:16]) if accept is not None else True
+        if factory is None or not accepted or isinstance(accepted, str):  # a string says why not
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what Image.open takes for "not this format"
+            continue
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _grey((np.asarray(image).astype(np.uint32) + 128) // 257)
+    if image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        fits = values.min() >= 0 and values.max() <= 0xFFFF
+        return _grey((values + 128) // 257 if fits else _stretch(values.astype(np.float64)))
+    if image.mode == "F":
+        return _grey(_float_levels(np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)))
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        if image.mode in ("La", "RGBa"):
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _float_levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        return _stretch(values)
+    return values * 255 if high <= 1 else values
+
+
+def _stretch(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = values.min(), values.max()
+    levels: NDArray[np.float64] = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    return levels
+
+
+def _grey(levels: NDArray[np.generic]) -> Image.Image:
+    return Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
