@@ -1,0 +1,110 @@
+"""Checkpoints that survive a kill and a full disk: written beside, synced, renamed; read as data, never as code."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clf.errors import CheckpointError
+
+KEEP = 2
+"""Good checkpoints that stay; older ones are removed after a newer one is safe."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Writes ``step-N.pt`` so that at any moment either the old or the new file is whole.
+
+    Raises:
+        CheckpointError: the file cannot be written, for instance because the disk is full. Earlier checkpoints remain.
+    """
+    path = folder / f"step-{step:09d}.pt"
+    temporary = path.with_suffix(".tmp")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = newest(folder)
+        rest = f"the last good one is {kept}" if kept else "there is no earlier one"
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder} ({error.strerror}); {rest}. "
+            "Free some space, then continue with clf train --resume RUN"
+        ) from error
+    for old in list(paths(folder))[KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def paths(folder: Path) -> Iterator[Path]:
+    """Complete checkpoint files, newest first."""
+    return iter(sorted(folder.glob("step-*.pt"), reverse=True))
+
+
+def newest(folder: Path) -> Path | None:
+    return next(paths(folder), None)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU.
+
+    Every byte is checked (the CRC of each record) and only tensors and plain values are accepted.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged or not a checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
+    except Exception as error:  # damage surfaces as many types: BadZipFile, EOFError, UnpicklingError, RuntimeError
+        raise CheckpointError(f"checkpoint {path} is damaged ({_brief(error)})") from error
+    if damaged is not None:
+        raise CheckpointError(f"checkpoint {path} is damaged (record {damaged} fails its checksum)")
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of clf")
+    return state
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each newer one that is not.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    complaints: list[str] = []
+    for path in paths(folder):
+        try:
+            return load(path), complaints
+        except CheckpointError as error:
+            complaints.append(f"{error}; an older one is used")
+    if complaints:
+        raise CheckpointError(f"no checkpoint in {folder} can be read: {complaints[0].partition(';')[0]}")
+    raise CheckpointError(f"there is no checkpoint in {folder}: the run ended before its first one; start it again")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,127 @@
+"""From a configuration to the things it names: data, backbone, method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+
+from clf import checkpoint, plugins
+from clf.augment import Recipe
+from clf.backbones import create_backbone
+from clf.config import Config, DataSection
+from clf.data import DataSource, Progress, load_source, source_names
+from clf.errors import ConfigError, DataError, RunError
+from clf.method import DataSpec, Method, MethodConfig
+from clf.random import derive_seed
+from clf.runs import Run
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with its data and its method. ``step`` is 0 for an untrained method."""
+
+    config: Config
+    data: DataSource
+    spec: DataSpec
+    method: Method[MethodConfig]
+    recipes: Sequence[Recipe]
+    step: int = 0
+
+
+def build(config: Config, data: DataSource | None = None, *, fetch: bool = True) -> Experiment:
+    """The untrained experiment; initial weights are a function of the configuration alone.
+
+    Args:
+        data: the loaded data, when the caller has it already.
+        fetch: False leaves pretrained weights out, when a checkpoint is about to replace them.
+
+    Raises:
+        ClfError: the plugin, the data, the backbone or the method's settings are at fault.
+    """
+    method_type = plugins.load_method(config.plugin)
+    data = data or load_data(config.data, config.seed)
+    spec = describe(config, data)
+    try:
+        settings = method_type.Config.model_validate(config.method)
+    except ValidationError as error:
+        raise ConfigError(f"method settings of {config.plugin!r}: {error.errors()[0]['msg']}") from error
+    config = config.model_copy(update={"method": settings.model_dump(mode="json")})
+    backbone = create_backbone(config.backbone, data.channels, data.image_size, config.seed, fetch=fetch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "method"))
+        method = method_type(backbone, settings, spec)
+    if config.train.precision == "fp64":
+        method = method.double()
+    overrides = config.augment.model_dump()
+    recipes = [recipe.with_overrides(overrides) for recipe in method_type.views(spec)]
+    return Experiment(config, data, spec, method, recipes)
+
+
+def load_data(section: DataSection, seed: int, progress: Progress | None = None) -> DataSource:
+    """Reads a data set: a built-in one, or the one of the plugin with that name.
+
+    Raises:
+        ConfigError, DataError, PluginError: as the source does.
+    """
+    names = source_names()
+    offered = [row.name for row in plugins.list_plugins() if row.name == section.name and row.name not in names]
+    extra = {name: plugins.load_dataset(name) for name in offered}
+    return load_source(section, seed, extra=extra, progress=progress)
+
+
+def describe(config: Config, data: DataSource) -> DataSpec:
+    """What the method may know of the data.
+
+    Raises:
+        DataError: the training set is smaller than a batch.
+    """
+    n, batch = len(data.train.images), config.train.batch_size
+    if n < batch:
+        raise DataError(
+            f"{data.name} has {n} training images, fewer than train.batch_size = {batch}: "
+            f"lower train.batch_size to {n} or less, or add images"
+        )
+    per_epoch = max(1, n // batch // config.train.accumulate)
+    return DataSpec(
+        name=data.name,
+        n_images=n,
+        image_size=data.image_size,
+        channels=data.channels,
+        batch_size=batch,
+        steps_per_epoch=per_epoch,
+        epochs=config.train.epochs,
+    )
+
+
+def load(run: Run, *, data: DataSource | None = None) -> Experiment:
+    """A run's experiment with the weights of its newest good checkpoint, in eval mode on the CPU.
+
+    Raises:
+        RunError: the run has no usable checkpoint, or was trained on other data than is found now.
+    """
+    state, _ = checkpoint.load_newest(run.checkpoints)
+    experiment = build(run.config(), data, fetch=False)
+    check_data(run, experiment.data)
+    experiment.method.load_state_dict(state["method"])
+    experiment.method.eval()
+    return Experiment(
+        experiment.config,
+        experiment.data,
+        experiment.spec,
+        experiment.method,
+        experiment.recipes,
+        int(state["step"]),
+    )
+
+
+def check_data(run: Run, data: DataSource) -> None:
+    """Refuses data that differ from those the run was trained on."""
+    known = run.manifest().get("data", {}).get("fingerprint")
+    if known is not None and known != data.fingerprint:
+        raise RunError(
+            f"the data of run {run.name!r} have changed since it was trained (fingerprint {known[:12]} then, "
+            f"{data.fingerprint[:12]} now): restore them, or train a new run"
+        )

@@ -1,0 +1,125 @@
+"""Progress of a training on the terminal: a live line with rich, or plain lines where the output is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from clf.callbacks import Callback
+
+if TYPE_CHECKING:
+    from clf.trainer import Trainer
+
+PLAIN_EVERY = 10.0
+"""Seconds between lines where the output is not a terminal."""
+
+
+class Progress(Callback):
+    """Loss, images per second, time left, and k-NN accuracy when it has been measured."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar: Bar | None = None
+        self._loss = float("nan")
+        self._knn: float | None = None
+        self._speed = Speed()
+        self._last_line = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        data = trainer.data
+        labels = "with labels, used for measuring only" if data.train.labels is not None else "unlabelled"
+        self._print(
+            f"{trainer.config.plugin} on {data.name}: {len(data.train.images):,} images of {data.image_size} px "
+            f"({labels}), {trainer.config.backbone.name}, {trainer.total_steps:,} steps on {trainer.device}. "
+            f"Run folder: {trainer.run.path}"
+        )
+        if data.skipped:
+            shown = "".join(f"\n  {item.path}: {item.reason}" for item in data.skipped[:10])
+            rest = f"\n  and {len(data.skipped) - 10} more, listed in manifest.json" if len(data.skipped) > 10 else ""
+            self._print(f"{len(data.skipped)} files skipped:{shown}{rest}")
+        if self.console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=trainer.total_steps, completed=trainer.step)
+        self._speed.start(trainer.step)
+
+    def on_step(self, trainer: Trainer) -> None:
+        self._speed.update(trainer.step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.step, description=self._status(trainer))
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            left = self._speed.seconds_left(trainer.total_steps - trainer.step)
+            self._print(f"step {trainer.step}/{trainer.total_steps}  {self._status(trainer)}  {_clock(left)} left")
+
+    def on_record(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._loss = record.get("loss", self._loss)
+        if record.get("knn") is not None:
+            self._knn = record["knn"]
+            self._print(f"epoch {round(trainer.epoch):>4}  loss {self._loss:.4f}  k-NN accuracy {self._knn:.1%}")
+
+    def on_message(self, trainer: Trainer, sentence: str) -> None:
+        self._print(sentence)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if trainer.step == trainer.total_steps:
+            self._print(f"done: {trainer.step:,} steps in {_clock(trainer.seconds)}, {trainer.run.path}")
+
+    def _status(self, trainer: Trainer) -> str:
+        section = trainer.config.train
+        rate = self._speed.steps_per_second() * section.batch_size * section.accumulate
+        knn = f"  k-NN {self._knn:.1%}" if self._knn is not None else ""
+        loss = f"  loss {self._loss:.4f}" if self._loss == self._loss else ""
+        return f"epoch {trainer.epoch:.1f}{loss}  {rate:,.0f} images/s{knn}"
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Speed:
+    """Steps per second over the last stretch, from the wall clock."""
+
+    STRETCH = 20.0
+    """Seconds that count."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[float, int]] = []
+
+    def start(self, step: int) -> None:
+        self._marks = [(time.monotonic(), step)]
+
+    def update(self, step: int) -> None:
+        now = time.monotonic()
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[0][0] > self.STRETCH:
+            self._marks.pop(0)
+
+    def steps_per_second(self) -> float:
+        (t0, s0), (t1, s1) = self._marks[0], self._marks[-1]
+        return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+
+    def seconds_left(self, steps: int) -> float:
+        rate = self.steps_per_second()
+        return steps / rate if rate else float("nan")
+
+
+def _clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    if seconds != seconds:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

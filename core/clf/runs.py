@@ -1,0 +1,229 @@
+"""The run folder: everything about one training, in files one can read.
+
+runs/NAME/config.yaml       resolved configuration; training with it again repeats the run
+          manifest.json     command, versions, commit, seed, device, data fingerprint, wall time, state
+          metrics.jsonl     one JSON object per record: kind, step, epoch and scalars
+          checkpoints/      the newest good states, for resuming and for export
+          evaluation.json   results of clf evaluate        report.html   clf report        model/   clf export
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import clf
+from clf import config as configuration
+from clf.config import Config
+from clf.errors import RunError, did_you_mean
+
+State = Literal["running", "complete", "interrupted", "failed"]
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime-gpu", "onnxruntime")
+
+
+class Run:
+    """One run folder. Reading needs no torch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def config(self) -> Config:
+        """The resolved configuration.
+
+        Raises:
+            RunError: ``config.yaml`` is missing.
+            ConfigError: it is not valid.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: config.yaml is missing")
+        return configuration.build([configuration.read_file(path)])[0]
+
+    def manifest(self) -> dict[str, Any]:
+        return self.read_json("manifest.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records so far; a last line that was cut off by a kill is left out."""
+        return list(self._records())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_file.is_file():
+            return
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def truncate_metrics(self, step: int) -> None:
+        """Removes records later than a step, so that a resumed run writes them again."""
+        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
+        replace_text(self.metrics_file, "".join(kept))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One JSON file of the run.
+
+        Raises:
+            RunError: it is missing or not JSON.
+        """
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} has no {name}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged: it holds no JSON object")
+        return content
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Writes one JSON file of the run, whole or not at all."""
+        return replace_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def update_manifest(self, **changes: Any) -> None:
+        self.write_json("manifest.json", {**self.manifest(), **changes})
+
+
+def create_run(config: Config) -> Run:
+    """A new run folder: ``run.dir/run.name``, or a numbered one when no name is given.
+
+    Raises:
+        RunError: a run of the given name exists, or the folder cannot be made.
+    """
+    parent = Path(config.run.dir)
+    names = [config.run.name] if config.run.name else _free_names(config)
+    for name in names:
+        path = parent / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"the run folder {path} cannot be made ({error.strerror}): set another run.dir") from error
+        return Run(path)
+    raise RunError(
+        f"a run named {config.run.name!r} exists in {parent}: choose another run.name, or continue it with "
+        f"clf train --resume {parent / str(config.run.name)}"
+    )
+
+
+def _free_names(config: Config) -> Iterator[str]:
+    plugin = Path(config.plugin).stem
+    number = 1
+    while True:
+        yield f"{plugin}-{config.data.name}-{number}"
+        number += 1
+
+
+def open_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
+    """A run by path, or by name inside ``runs_dir``.
+
+    Raises:
+        RunError: there is none, with a suggestion.
+    """
+    for path in (Path(name), Path(runs_dir) / name):
+        if (path / "config.yaml").is_file():
+            return Run(path)
+    if Path(name).is_dir():
+        raise RunError(f"{name} is not a run folder: config.yaml is missing")
+    known = [run.name for run in list_runs(runs_dir)]
+    rest = f" Runs in {runs_dir}: {', '.join(known[-10:])}." if known else f" There are no runs in {runs_dir} yet."
+    raise RunError(f"there is no run {str(name)!r}.{did_you_mean(str(name), known)}{rest}")
+
+
+def list_runs(runs_dir: str | Path = "runs") -> list[Run]:
+    """All runs in a folder, oldest first."""
+    folders = [path.parent for path in Path(runs_dir).glob("*/config.yaml")]
+    return [Run(path) for path in sorted(folders, key=lambda p: ((p / "config.yaml").stat().st_mtime_ns, p.name))]
+
+
+def newest_unfinished(runs_dir: str | Path = "runs") -> Run:
+    """The newest run that has not reached its end, for ``--resume auto``.
+
+    Raises:
+        RunError: every run is complete, or there is none.
+    """
+    for run in reversed(list_runs(runs_dir)):
+        if run.manifest().get("state") != "complete":
+            return run
+    raise RunError(f"there is no unfinished run in {runs_dir} to resume")
+
+
+def new_manifest(config: Config) -> dict[str, Any]:
+    """What is known about a run before it starts."""
+    return {
+        "format": 1,
+        "state": "running",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "plugin": config.plugin,
+        "seed": config.seed,
+        "clf_version": clf.__version__,
+        "commit": source_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "wall_seconds": 0.0,
+    }
+
+
+def command_line() -> str:
+    """The command as a person would type it again."""
+    program = Path(sys.argv[0]).name
+    words = ["clf" if program in ("clf", "__main__.py") else program, *sys.argv[1:]]
+    return shlex.join(words)
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that ``clf`` runs from, with ``+`` when it has uncommitted changes."""
+    folder = Path(clf.__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Writes a text file by way of a temporary one, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    return temporary.replace(path)
