@@ -1,0 +1,49 @@
+"""Pixels between encoders: another data set brought to a run's format, and pixels as features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green and blue; the exported graph uses the same."""
+LARGEST_RAW = 64
+"""Larger images are averaged down to this side before their pixels serve as features."""
+
+
+def adapt(images: Tensor, image_size: int, channels: int) -> Tensor:
+    """Clean images of any set as an encoder of another set takes them.
+
+    Args:
+        images: (n, C, H, W) uint8 with C of 1 or 3.
+
+    Returns:
+        (n, channels, image_size, image_size) uint8. Grey is repeated, colour becomes its luma; another size is
+        resampled with antialiased bicubic interpolation, as :func:`clf.images.resize` does for files.
+    """
+    if channels == 3 and images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    elif channels == 1 and images.shape[1] == 3:
+        weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+        grey = [(part * weights).sum(1, keepdim=True).round().to(torch.uint8) for part in torch.split(images, 1024)]
+        images = torch.cat(grey)
+    if images.shape[-2:] != (image_size, image_size):
+        images = torch.cat([_resize(part, image_size) for part in torch.split(images, 1024)])
+    return images.contiguous()
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    resized = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """(n, C, S, S) uint8 -> (n, C*S*S) float32 in [0, 1]; images above LARGEST_RAW pixels are averaged down first."""
+    if images.shape[-1] > LARGEST_RAW:
+        parts = [
+            F.interpolate(part.float(), size=(LARGEST_RAW, LARGEST_RAW), mode="area")
+            for part in torch.split(images, 256)
+        ]
+        return torch.cat(parts).flatten(1) / 255
+    return images.flatten(1).float() / 255
