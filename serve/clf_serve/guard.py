@@ -1,0 +1,98 @@
+"""What stands before every route: API keys, counting, and headers that keep the page to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clf_serve.problems import Problem
+from clf_serve.service import Service
+
+# The page may load nothing from elsewhere: fonts, scripts and pictures of third parties are blocked by the browser.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self' data: blob:"
+)
+_COUNTED = ("/v1/embeddings", "/embeddings", "/v1/models", "/search", "/thumbnails", "/health", "/metrics")
+
+
+class Guard:
+    """Pure ASGI, so that a client's going away reaches the routes."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Collection[str] = ()) -> None:
+        self._app = app
+        self._service = service
+        self._keys = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        answer = self._counting(path, send)
+        if self._keys and not path.startswith("/health/") and not self._knows(Headers(scope=scope)):
+            problem = Problem(401, "invalid_api_key", "a valid API key is needed: Authorization: Bearer KEY")
+            self._service.metrics.refused(problem.code)
+            headers = {"WWW-Authenticate": 'Basic realm="clf", charset="UTF-8"'}  # a browser asks for it then
+            await JSONResponse(problem.body, problem.status, headers)(scope, receive, answer)
+            return
+        if "/heartbeat/" in path:
+            await self._until_drained(scope, receive, answer)
+        else:
+            await self._app(scope, receive, answer)
+
+    def _knows(self, headers: Headers) -> bool:
+        """Constant-time in the key: Bearer, X-API-Key, or Basic with the key as password."""
+        given = headers.get("x-api-key", "")
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given = value.strip()
+        elif scheme.lower() == "basic":
+            given = _password(value)
+        digest = _digest(given)
+        return any([hmac.compare_digest(digest, key) for key in self._keys])  # noqa: C419 - looks at all of them
+
+    def _counting(self, path: str, send: Send) -> Send:
+        route = next((name for name in _COUNTED if path == name or path.startswith(name + "/")), "ui")
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._service.metrics.answered(route, message["status"])
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.setdefault("Content-Security-Policy", _POLICY)
+                    headers.setdefault("Referrer-Policy", "same-origin")
+            await send(message)
+
+        return answer
+
+    async def _until_drained(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An open page holds a connection for ever; it must not hold up the end of the server."""
+        stream = asyncio.ensure_future(self._app(scope, receive, send))
+        drained = asyncio.ensure_future(self._service.draining.wait())
+        try:
+            await asyncio.wait({stream, drained}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stream.cancel()
+            drained.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _password(value: str) -> str:
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""

@@ -1,0 +1,46 @@
+"""What the server counts, for Prometheus. One registry per server, nothing global."""
+
+from __future__ import annotations
+
+from clf.errors import missing_extra
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+except ModuleNotFoundError:
+    raise missing_extra("prometheus_client", "serve", "clf serve") from None
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "clf_requests", "Requests answered, by route and status.", ("route", "status"), registry=registry
+        )
+        self._refusals = Counter("clf_refusals", "Requests refused, by reason.", ("reason",), registry=registry)
+        self.images = Counter("clf_images", "Images embedded for requests.", registry=registry)
+        self.abandoned = Counter("clf_abandoned_requests", "Requests whose client went away.", registry=registry)
+        self.inside = Gauge("clf_images_inside", "Images being decoded, waiting or computed.", registry=registry)
+        self.ready = Gauge("clf_ready", "1 when the server answers requests.", registry=registry)
+        self.batch_size = Histogram(
+            "clf_batch_images", "Images in a batch of the model.", registry=registry, buckets=_IMAGES
+        )
+        self._stages = Histogram(
+            "clf_stage_seconds", "Time of each stage.", ("stage",), registry=registry, buckets=_SECONDS
+        )
+
+    def stage(self, name: str) -> Histogram:
+        """The histogram of one of read, decode, queue, inference, search."""
+        return self._stages.labels(name)
+
+    def answered(self, route: str, status: int) -> None:
+        self._requests.labels(route, str(status)).inc()
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,57 @@
+"""What the commands and the server need of a place that keeps embedded images. Implement it to use another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image to keep. ``key`` is its identity: an entry of the same key is replaced and keeps its id."""
+
+    key: str
+    uri: str
+    """What is shown to people: the path as it was given."""
+    vector: NDArray[np.float32]
+    """(D,), unit length."""
+    thumbnail: bytes = b""
+    """JPEG; empty when there is none."""
+    size: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Must be JSON."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A neighbour. ``score`` is the cosine of the angle between it and the query, in [-1, 1]."""
+
+    id: int
+    uri: str
+    score: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+class Store(Protocol):
+    """Three methods, so that a vector database can take the gallery's place."""
+
+    def upsert(self, entries: Sequence[Entry]) -> list[int]:
+        """Adds or replaces entries, all or none; their ids, in order."""
+        ...
+
+    def delete(self, ids: Sequence[int]) -> int:
+        """Removes entries, all or none; how many there were. Unknown ids are ignored."""
+        ...
+
+    def search(self, vector: NDArray[np.float32], k: int) -> list[Hit]:
+        """The k nearest entries, best first; fewer when there are fewer."""
+        ...

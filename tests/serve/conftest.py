@@ -1,0 +1,86 @@
+"""Models without torch, pictures, and servers in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from serve_helpers import PROGRAM, Server, write_model, write_pictures
+
+from clf_serve.engine import Engine
+from clf_serve.gallery import Gallery, Identity
+from clf_serve.indexing import index_images
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # SWIG's types in faiss and onnxruntime lack __module__; nothing of ours
+    config.addinivalue_line("filterwarnings", "ignore:builtin type [Ss]wig.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def engine(model: Path) -> Engine:
+    engine = Engine(model, "cpu")
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_pictures(folder, 20)
+    return folder
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, engine: Engine, photos: Path) -> Path:
+    """A gallery of the twenty photos."""
+    folder = tmp_path / "gallery"
+    with Gallery.open_or_create(folder, Identity.of(engine.manifest), engine.folder) as opened:
+        index_images(opened, engine, photos)
+    return folder
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """``serve(MODEL, "--gallery", GALLERY)`` starts a server on a free port and returns when it has said where."""
+    started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+
+    def start(*words: object, env: dict[str, str] | None = None, program: str = PROGRAM) -> Server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "serve", *map(str, words), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        )
+        assert process.stdout is not None
+        log: list[str] = []
+        for line in process.stdout:
+            log.append(line)
+            if found := re.search(r"on (http://\S+)", line):
+                reader = threading.Thread(target=log.extend, args=(process.stdout,))
+                reader.start()
+                started.append((process, reader))
+                return Server(found[1], process, log)
+        process.stdout.close()
+        process.wait(10)
+        raise AssertionError("the server did not start:\n" + "".join(log))
+
+    yield start
+    for process, reader in started:
+        process.kill()
+        process.wait(10)
+        reader.join(10)
+        assert process.stdout is not None
+        process.stdout.close()

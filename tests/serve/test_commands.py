@@ -1,0 +1,201 @@
+"""clf embed, clf index and clf search from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serve_helpers import DIM, write_model, write_pictures
+
+from clf_serve.engine import Engine
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(run_cli: Callable[..., object]) -> Run:
+    def start(*words: object) -> tuple[int, str, str]:
+        outcome = run_cli(*map(str, words))
+        return outcome.code, outcome.out, outcome.err  # type: ignore[attr-defined]
+
+    return start
+
+
+def test_embed_writes_npz_without_pickle(run: Run, model: Path, engine: Engine, photos: Path, tmp_path: Path) -> None:
+    code, out, _ = run("embed", model, photos, "-o", tmp_path / "v.npz")
+
+    assert code == 0 and "20 images, 12 numbers each" in out
+    with np.load(tmp_path / "v.npz", allow_pickle=False) as file:
+        assert file["paths"].tolist() == sorted(map(str, photos.iterdir()))
+        vectors, _, _ = engine.embed_files(sorted(photos.iterdir()))
+        np.testing.assert_array_equal(file["vectors"], vectors)
+        assert str(file["model"]) == f"tiny@{engine.manifest.sha256}"
+
+
+def test_embed_writes_npy_and_jsonl(run: Run, model: Path, engine: Engine, photos: Path, tmp_path: Path) -> None:
+    for name in ("v.npy", "v.jsonl"):
+        assert run("embed", model, photos, "-o", tmp_path / name)[0] == 0
+
+    vectors, paths, _ = engine.embed_files(sorted(photos.iterdir()))
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), vectors)
+    assert json.loads((tmp_path / "v.json").read_text())["paths"] == list(map(str, paths))
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == list(map(str, paths))
+    np.testing.assert_array_equal(np.array([row["embedding"] for row in rows], np.float32), vectors)
+
+
+def test_embed_takes_one_image(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, _ = run("embed", model, photos / "0003.png", "-o", tmp_path / "v.npy")
+
+    assert code == 0 and np.load(tmp_path / "v.npy").shape == (1, DIM)
+
+
+def test_skipped_files_are_counted_and_the_first_ten_listed(run: Run, model: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p", 1)
+    for i in range(12):
+        (tmp_path / "p" / f"bad{i:02}.jpg").write_bytes(b"no picture at all")
+
+    _, out, _ = run("embed", model, tmp_path / "p", "-o", tmp_path / "v.npy")
+    assert "12 files skipped" in out and "bad09.jpg" in out and "bad10.jpg" not in out and "and 2 more" in out
+    _, text, _ = run("embed", model, tmp_path / "p", "-o", tmp_path / "v.npy", "--json")
+    report = json.loads(text)
+    assert report["embedded"] == 1 and len(report["skipped"]) == 12
+    assert "not an image" in report["skipped"][11]["reason"]
+
+
+def test_index_then_search_from_the_gallery_alone(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    code, out, _ = run("index", model, photos, "-o", tmp_path / "g")
+    assert code == 0 and "20 images (20 added" in out
+    _, text, _ = run("index", model, photos, "-o", tmp_path / "g", "--json")
+    assert json.loads(text) == {
+        "added": 0,
+        "updated": 0,
+        "unchanged": 20,
+        "removed": 0,
+        "total": 20,
+        "gallery": str(tmp_path / "g"),
+        "skipped": [],
+    }
+
+    code, text, _ = run("search", tmp_path / "g", photos / "0004.png", "-k", "3", "--json")
+    hits = json.loads(text)["hits"]
+    assert code == 0 and len(hits) == 3
+    assert hits[0]["uri"] == str(photos / "0004.png") and hits[0]["score"] == pytest.approx(1, abs=1e-6)
+
+    code, out, _ = run("search", tmp_path / "g", photos / "0004.png", "-k", "3")
+    assert code == 0 and "1.0000" in out and str(photos / "0004.png") in out.replace("\n", "")
+
+
+def test_the_html_page_needs_nothing_else(run: Run, gallery: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, _ = run("search", gallery, photos / "0001.png", "-k", "4", "--html", tmp_path / "r.html")
+
+    page = (tmp_path / "r.html").read_text()
+    assert code == 0
+    assert page.count('src="data:image/jpeg;base64,') == 5 and page.count("<li>") == 4
+    assert "http" not in page and "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embed", "MODEL", "none", "-o", "v.npz"], "none does not exist"),
+        (["embed", "MODEL", "PHOTOS", "-o", "v.npx"], "must end in one of .npz, .npy, .jsonl. Did you mean"),
+        (["embed", "MODEL", "PHOTOS", "-o", "none/v.npz"], "the folder none of v.npz does not exist"),
+        (["embed", "PHOTOS", "PHOTOS", "-o", "v.npz"], "is not an exported model"),
+        (["index", "MODEL", "EMPTY", "-o", "g"], "holds no images"),
+        (["index", "MODEL", "PHOTOS", "-o", "PHOTOS"], "is not a gallery; name a new folder"),
+        (["search", "PHOTOS", "a.png"], "is not a gallery; make one: clf index"),
+        (["search", "GALLERY", "none.png"], "none.png does not exist"),
+        (["search", "GALLERY", "BAD"], "not an image"),
+        (["search", "GALLERY", "PHOTO", "--model", "OTHER"], "was made with model tiny"),
+        (["serve", "PHOTOS", "--port", "0"], "is not an exported model"),
+        (["serve", "MODEL", "--gallery", "PHOTOS", "--port", "0"], "is not a gallery"),
+        (["serve", "OTHER", "--gallery", "GALLERY", "--port", "0"], "was made with model tiny"),
+        (["serve", "MODEL", "--host", "host.invalid"], "host 'host.invalid' is unknown"),
+    ],
+)
+def test_mistakes_are_explained_in_a_sentence(
+    run: Run,
+    model: Path,
+    photos: Path,
+    gallery: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_bytes(b"no picture at all")
+    names = {
+        "MODEL": model,
+        "PHOTOS": photos,
+        "PHOTO": photos / "0000.png",
+        "GALLERY": gallery,
+        "EMPTY": tmp_path / "empty",
+        "BAD": tmp_path / "bad.png",
+        "OTHER": write_model(tmp_path / "other", name="other", cells=4, dim=48) if "OTHER" in words else "",
+    }
+
+    code, _, err = run(*(names.get(word, word) for word in words))
+
+    assert code == 2
+    assert message in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_a_model_that_moved_is_asked_for(run: Run, photos: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    run("index", folder, photos, "-o", tmp_path / "g")
+    folder.rename(tmp_path / "moved")
+
+    code, _, err = run("search", tmp_path / "g", photos / "0000.png")
+    assert code == 2 and "is not an exported model" in " ".join(err.split())
+    words = ("search", tmp_path / "g", photos / "0000.png", "--model", tmp_path / "moved", "--json")
+    assert run(*words)[0] == 0
+
+
+def test_the_module_of_the_commands_is_light(run_cli_process: Callable[..., object]) -> None:
+    heavy = "('onnxruntime', 'faiss', 'fastapi', 'gradio', 'numpy', 'torch', 'PIL', 'uvicorn', 'rich.progress')"
+    before = (
+        "import sys, clf_serve.commands\n"
+        f"heavy = [name for name in {heavy} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    outcome = run_cli_process("serve", "--help", before=before)
+
+    assert outcome.code == 0, outcome.err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("onnxruntime", ["embed", "MODEL", "PHOTOS", "-o", "v.npz"]),
+        ("faiss", ["index", "MODEL", "PHOTOS", "-o", "g"]),
+        ("uvicorn", ["serve", "MODEL", "--port", "0"]),
+        ("gradio", ["serve", "MODEL", "--port", "0"]),
+        ("prometheus_client", ["serve", "MODEL", "--port", "0", "--no-ui"]),
+    ],
+)
+def test_a_missing_package_says_what_to_install(
+    run: Run,
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("clf_serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    names = {"MODEL": model, "PHOTOS": photos}
+
+    code, _, err = run(*(names.get(word, word) for word in words))
+
+    assert code == 2
+    assert f"'{missing}', which is not installed: pip install 'clf-vision[serve]'" in " ".join(err.split())
