@@ -1,0 +1,129 @@
+"""``clf quickstart``: the whole way from images to a search page, by the very commands a user would type."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+from rich.console import Console
+
+from clf.errors import missing_extra
+from clf.extras import EXTRA_OF
+
+SETTINGS = (
+    "data.name=shapes",
+    "backbone.name=test_resnet",
+    "train.epochs=12",
+    "train.batch_size=256",
+    "optimizer.lr=4e-3",
+    "method.temperature=0.2",
+    "augment.crop_area=[0.35, 1]",
+    "monitor.knn_every=3",
+)
+"""What makes a good encoder of the embedded images in two minutes on two cores."""
+
+QUERIES = 3
+console = Console()
+
+
+class StepFailed(SystemExit):
+    """A command of the quickstart failed and has said why; its exit code is passed on."""
+
+
+def quickstart(serve: bool = True, port: int | None = None, runs_dir: Path = Path("runs")) -> None:
+    """Trains, evaluates, exports, indexes, searches, reports and serves, on the embedded image set.
+
+    Args:
+        serve: start the search page at the end.
+        port: of the search page; the server's default otherwise.
+
+    Raises:
+        MissingExtraError: a package that a later step needs is absent; nothing has been done then.
+        StepFailed: a step failed.
+    """
+    _check_packages()
+    run = _free_run(runs_dir)
+    model, gallery, images = run / "model", run / "gallery", run / "images"
+    _say("Train an encoder with SimCLR on images that have no labels as far as training is concerned")
+    _clf("train", "--plugin", "simclr", *SETTINGS, f"run.dir={runs_dir}", f"run.name={run.name}")
+    _say("Measure it: does the nearest neighbour show the same thing? Raw pixels and an untrained encoder beside it")
+    _clf("evaluate", str(run))
+    _say("Export the encoder to ONNX; refused unless it gives the trainer's own embeddings")
+    _clf("export", str(run))
+    _say("Index a folder of images and search it for images that were never in it")
+    queries = write_images(images)
+    _clf("index", str(model), str(images / "gallery"), "-o", str(gallery))
+    for query in queries:
+        _clf("search", str(gallery), str(query), "-k", "5")
+    _say("Write the report")
+    _clf("report", str(run))
+    _say(f"Done. Look at {run / 'report.html'}")
+    options = ["--port", str(port)] if port is not None else []
+    command = ["serve", str(model), "--gallery", str(gallery), *options]
+    if serve:
+        _say("Serve the search page; Ctrl-C ends it")
+        _clf(*command)
+    else:
+        console.print(f"The search page: {_line(command)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_images(folder: Path) -> list[Path]:
+    """The embedded images as PNG files: ``gallery/CLASS/N.png`` from the training part, and some queries from the rest.
+
+    Returns:
+        The queries, of different classes.
+    """
+    from PIL import Image
+
+    from clf.config import DataSection
+    from clf.data import load_source
+
+    data = load_source(DataSection(name="shapes"), seed=0)
+    assert data.test is not None and data.test.labels is not None and data.train.labels is not None
+    names = data.class_names or ()
+    for i, (image, label) in enumerate(zip(data.train.clean, data.train.labels, strict=True)):
+        path = folder / "gallery" / names[int(label)] / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    queries: dict[int, Path] = {}
+    for image, label in zip(data.test.clean, data.test.labels, strict=True):
+        if len(queries) == QUERIES:
+            break
+        if int(label) not in queries:
+            path = folder / "queries" / f"{names[int(label)]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+            queries[int(label)] = path
+    return list(queries.values())
+
+
+def _check_packages() -> None:
+    for package, extra in EXTRA_OF.items():
+        if extra and package not in ("multipart", "python_multipart") and find_spec(package) is None:
+            raise missing_extra(package, "all", "the quickstart")
+
+
+def _free_run(runs_dir: Path) -> Path:
+    """``runs/quickstart``, or the first of ``quickstart-2`` ... that does not exist."""
+    first = runs_dir / "quickstart"
+    numbered = (runs_dir / f"quickstart-{number}" for number in count(2))
+    return first if not first.exists() else next(path for path in numbered if not path.exists())
+
+
+def _clf(*words: str) -> None:
+    console.print(f"$ {_line(list(words))}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    code = subprocess.run([sys.executable, "-m", "clf", *words], check=False).returncode
+    if code:
+        raise StepFailed(code if code > 0 else 128 - code)
+
+
+def _line(words: list[str]) -> str:
+    return "clf " + shlex.join(words)
+
+
+def _say(text: str) -> None:
+    console.print(f"\n{text}", style="cyan", markup=False, highlight=False, soft_wrap=True)
