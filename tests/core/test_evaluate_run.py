@@ -178,4 +178,4 @@ def test_raw_pixels_of_large_images_are_averaged_down() -> None:
     small = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
     assert torch.equal(raw_pixels(small), small.flatten(1) / 255)
     assert raw_pixels(torch.full((2, 3, 128, 128), 51, dtype=torch.uint8)).unique().tolist() == pytest.approx([0.2])
-    assert raw_pixels(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)).shape == (2, 3 * 64 * 64)
+    assert raw_pixels(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)).shape == (2, 3 * 32 * 32)

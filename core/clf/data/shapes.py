@@ -22,8 +22,9 @@ _CHUNK = 512
 _RAMP = 0.5  # share of the way from one random colour of the background to another
 _LEAST_CONTRAST = 0.5  # Euclidean distance of RGB colours in [0, 1] between any two that touch
 _NOISE = 0.05  # standard deviation, of values in [0, 1]
-_PERIOD = 7.0  # of a fill, in pixels of an object of middle size
-_RADIUS = (13.0, 19.0)  # of an object, in pixels
+_PERIOD = 9.0  # of a fill, in pixels of an object of middle size
+_TURN = np.pi / 8  # either way
+_RADIUS = (15.0, 21.0)  # of an object, in pixels
 
 Array: TypeAlias = NDArray[np.float32]
 Field: TypeAlias = Callable[[Array, Array], Array]
@@ -75,9 +76,9 @@ def _draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uin
     paper, other, ink, second = _colours(n, rng)
     background = paper + (other - paper) * ramp[:, None]  # (n, 3, S, S)
 
-    radius, reach = uniform(*_RADIUS), 6.0
+    radius, reach = uniform(*_RADIUS), 5.0
     dx, dy = x - uniform(-reach, reach), y - uniform(-reach, reach)
-    turn = uniform(0, 2 * np.pi)
+    turn = uniform(-_TURN, _TURN)
     u = (dx * np.cos(turn) + dy * np.sin(turn)) / radius  # pose, size and place taken away
     v = (dy * np.cos(turn) - dx * np.sin(turn)) / radius
     inside, mark = np.empty((2, n, SIZE, SIZE), np.float32)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue; the exported graph uses the same."""
-LARGEST_RAW = 64
+LARGEST_RAW = 32
 """Larger images are averaged down to this side before their pixels serve as features."""
 
 
