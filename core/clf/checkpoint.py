@@ -81,24 +81,35 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+def load_newest(folder: Path, *, set_aside: bool = False) -> tuple[dict[str, Any], list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not.
+
+    Args:
+        set_aside: rename damaged ones to ``*.damaged``, so that they no longer count as checkpoints.
 
     Raises:
         CheckpointError: there is none.
     """
     complaints: list[str] = []
+    damaged: list[Path] = []
     for path in paths(folder):
         try:
-            return load(path), complaints
+            state = load(path)
         except CheckpointError as error:
             complaints.append(f"{error}; an older one is used")
+            damaged.append(path)
+            continue
+        for each in damaged if set_aside else ():
+            each.replace(each.with_suffix(".damaged"))
+        return state, complaints
     if complaints:
         raise CheckpointError(f"no checkpoint in {folder} can be read: {complaints[0].partition(';')[0]}")
     raise CheckpointError(f"there is no checkpoint in {folder}: the run ended before its first one; start it again")
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

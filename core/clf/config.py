@@ -69,7 +69,7 @@ class TrainSection(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; derived: torch's own choice")
     channels_last: bool | None = Field(None, description="memory format of images; derived: on for CUDA")
-    deterministic: bool = Field(True, description="deterministic kernels, so that a run repeats bit for bit")
+    deterministic: bool = Field(True, description="prefer deterministic kernels; on a CPU a run repeats bit for bit")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps, before train.epochs")
 

@@ -45,6 +45,8 @@ class Description:
     """Docstring of the plugin's module."""
     methods: tuple[MethodDescription, ...]
     datasets: tuple[str, ...]
+    reachable: tuple[str, ...]
+    """Those of ``datasets`` that ``data.name`` can name: a source is looked for in the plugin of the same name."""
     callbacks: tuple[str, ...]
 
 
@@ -52,6 +54,7 @@ def describe(name_or_path: str) -> Description:
     """A plugin in words: what it is, what it provides, and each setting of its methods. Raises as load_plugin does."""
     plugin = load_plugin(name_or_path)
     info = plugin.info
+    datasets = tuple(name_of(source) for source in plugin.datasets)
     return Description(
         info.name,
         info.value,
@@ -60,9 +63,16 @@ def describe(name_or_path: str) -> Description:
         info.builtin,
         inspect.getdoc(plugin.module) or "",
         tuple(_describe_method(method) for method in plugin.methods),
-        tuple(name_of(source) for source in plugin.datasets),
+        datasets,
+        tuple(name for name in datasets if info.offer is not None and name == info.name and not _is_built_in(name)),
         tuple(callback.__name__ for callback in plugin.callbacks),
     )
+
+
+def _is_built_in(source: str) -> bool:
+    from clf.data import source_names  # torch
+
+    return source in source_names()
 
 
 def _describe_method(method: type[Method[Any]]) -> MethodDescription:

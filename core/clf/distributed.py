@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clf.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -56,7 +58,15 @@ def _choose(device: str, local_rank: int) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"train.device = {device} cannot be used here ({reason}): set cpu, cuda or auto") from error
+    return chosen
 
 
 class _Gather(torch.autograd.Function):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from clf.augment import Recipe
 from clf.backbones import create_backbone
 from clf.config import Config, DataSection
 from clf.data import DataSource, Progress, load_source, source_names
-from clf.errors import ConfigError, DataError, RunError
+from clf.errors import CheckpointError, ConfigError, DataError, RunError
 from clf.method import DataSpec, Method, MethodConfig
 from clf.random import derive_seed
 from clf.runs import Run
@@ -31,18 +32,21 @@ class Experiment:
     step: int = 0
 
 
-def build(config: Config, data: DataSource | None = None, *, fetch: bool = True) -> Experiment:
+def build(
+    config: Config, data: DataSource | None = None, *, fetch: bool = True, progress: Progress | None = None
+) -> Experiment:
     """The untrained experiment; initial weights are a function of the configuration alone.
 
     Args:
         data: the loaded data, when the caller has it already.
+        progress: called with the number of images read so far and in all.
         fetch: False leaves pretrained weights out, when a checkpoint is about to replace them.
 
     Raises:
         ClfError: the plugin, the data, the backbone or the method's settings are at fault.
     """
     method_type = plugins.load_method(config.plugin)
-    data = data or load_data(config.data, config.seed)
+    data = data or load_data(config.data, config.seed, progress)
     spec = describe(config, data)
     try:
         settings = method_type.Config.model_validate(config.method)
@@ -96,16 +100,21 @@ def describe(config: Config, data: DataSource) -> DataSpec:
     )
 
 
-def load(run: Run, *, data: DataSource | None = None) -> Experiment:
+def load(run: Run, *, data: DataSource | None = None, same_data: bool = True) -> Experiment:
     """A run's experiment with the weights of its newest good checkpoint, in eval mode on the CPU.
+
+    Args:
+        data: the loaded data, when the caller has it already.
+        same_data: refuse data that have changed since the training; False where they only serve as examples.
 
     Raises:
         RunError: the run has no usable checkpoint, or was trained on other data than is found now.
     """
     state, _ = checkpoint.load_newest(run.checkpoints)
     experiment = build(run.config(), data, fetch=False)
-    check_data(run, experiment.data)
-    experiment.method.load_state_dict(state["method"])
+    if same_data:
+        check_data(run, experiment.data)
+    load_weights(experiment.method, state, run)
     experiment.method.eval()
     return Experiment(
         experiment.config,
@@ -115,6 +124,22 @@ def load(run: Run, *, data: DataSource | None = None) -> Experiment:
         experiment.recipes,
         int(state["step"]),
     )
+
+
+def load_weights(method: Method[MethodConfig], state: Mapping[str, Any], run: Run) -> None:
+    """Gives a method the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: they are of another method, another version of one, or another backbone.
+    """
+    try:
+        method.load_state_dict(state["method"])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the weights of run {run.name!r} do not fit what its configuration builds now ({reason}): use the plugin "
+            "and timm versions in its manifest.json"
+        ) from error
 
 
 def check_data(run: Run, data: DataSource) -> None:

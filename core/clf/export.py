@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from clf.evaluate.features import encode
 from clf.evaluate.pixels import LUMA, adapt
 from clf.experiment import Experiment
 from clf.images import prepare
-from clf.manifest import MODEL_FILE, Manifest, Parity, sha256_file, write_manifest
+from clf.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Parity, sha256_file, write_manifest
 from clf.runs import Run
 
 OPSET = 18
@@ -70,34 +71,59 @@ def export_run(run: Run, out: Path | None = None) -> Path:
     Raises:
         RunError: the run cannot be loaded.
         ExportError: the encoder cannot be expressed in ONNX, is too large, disagrees with the trainer's encoder, or
-            ``out`` is a folder of something else or cannot be written. Nothing is left behind and an earlier export
-            stays.
+            ``out`` holds anything but an earlier export or cannot be written. Nothing is left behind and an earlier
+            export stays.
     """
     trained = experiment.load(run)
     folder = out or run.path / "model"
-    _check_target(folder)
-    target = folder.absolute()
     try:
+        _check_target(folder)
+        target = folder.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
             draft = Path(name) / "draft"
             draft.mkdir()
             parity = _export(trained, draft / MODEL_FILE)
             write_manifest(draft, _manifest(run, trained, draft / MODEL_FILE, parity))
-            if target.exists():
-                target.rename(Path(name) / "replaced")
-            draft.rename(target)
+            _check_target(folder)  # minutes have passed
+            _replace(target, draft)
     except OSError as error:
-        raise ExportError(f"{folder} cannot be written ({error.strerror}): choose another folder with -o") from error
+        reason = error.strerror or error
+        raise ExportError(f"{folder} cannot be written ({reason}): choose another folder with -o") from error
     return folder
 
 
 def _check_target(folder: Path) -> None:
-    """Only an earlier export, or an empty folder, may be replaced."""
+    """Only an earlier export with nothing beside it, or an empty folder, may be replaced."""
     if not folder.exists():
         return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL_FILE).is_file()):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if names and MODEL_FILE not in names:
         raise ExportError(f"{folder} exists and is not an exported model: choose another folder with -o")
+    if others := sorted(names - {MODEL_FILE, MANIFEST_FILE}):
+        raise ExportError(
+            f"{folder} holds more than an exported model ({others[0]}), which an export would delete: "
+            "move it elsewhere or choose another folder with -o"
+        )
+
+
+def _replace(target: Path, draft: Path) -> None:
+    """``draft`` becomes ``target``; whatever goes wrong, an interrupt too, an earlier ``target`` is put back."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    earlier = aside / target.name
+    try:
+        target.rename(earlier)
+        draft.rename(target)
+    except BaseException:
+        if earlier.exists() and not target.exists():
+            earlier.rename(target)
+        raise
+    finally:
+        if target.exists():  # else the earlier export could not be put back: better there than nowhere
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _export(trained: Experiment, path: Path) -> Parity:
@@ -107,7 +133,7 @@ def _export(trained: Experiment, path: Path) -> Parity:
     size = sum(tensor.nbytes for tensor in embedder.state_dict().values())
     if size > LARGEST_BYTES:
         raise ExportError(f"the encoder has {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
-    failures = []
+    failures: list[BaseException] = []
     for exporter in (_by_tracing_export, _by_torchscript):
         try:
             with _quiet():
@@ -118,8 +144,12 @@ def _export(trained: Experiment, path: Path) -> Parity:
         except Exception as error:  # exporters fail with errors of any type
             failures.append(_cause(error))
             path.unlink(missing_ok=True)
+    for cause in failures:
+        if isinstance(cause, OSError) and cause.errno:  # a full disk; inspect raises OSError too, without a number
+            raise cause
+    reason = f"{type(failures[0]).__name__}: {' '.join(str(failures[0]).split())[:200]}"
     name = trained.config.backbone.name
-    raise ExportError(f"the encoder ({name}) cannot be exported to ONNX: {failures[0]}; another backbone.name may be")
+    raise ExportError(f"the encoder ({name}) cannot be exported to ONNX: {reason}; another backbone.name may be")
 
 
 def _by_tracing_export(embedder: nn.Module, size: int, path: Path) -> None:
@@ -256,8 +286,8 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """What the exporter stumbled over first; its own message is a page about itself."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,19 +111,38 @@ def prepare(source: Path | bytes, size: int, limits: Limits = DEFAULT_LIMITS) ->
 def find_images(folder: Path) -> list[Path]:
     """All files below ``folder`` with an image's suffix, sorted by path. Hidden files and folders are left out.
 
-    Links to folders are followed, each real folder once.
+    Links to folders are followed, each real folder once. The list is whole or there is none: what cannot be listed is
+    never taken for empty.
 
     Raises:
-        ImageError: ``folder`` does not exist or is not a folder.
+        ImageError: ``folder`` does not exist or is not a folder; it, or a folder below it, cannot be read.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ImageError(f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}")
     return sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, on all versions of Python alike: ``Path.is_dir`` raises on some and guesses on others.
+
+    Raises:
+        ImageError: nobody can tell, for example because a folder above it is locked.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with a null byte is a ValueError
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # one that was deleted meanwhile is simply gone
+            raise _unreadable(error.filename or folder, error) from error
+
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -130,6 +150,13 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _unreadable(folder: Path | str, error: OSError) -> ImageError:
+    return ImageError(
+        f"{folder} cannot be read: {error.strerror or error}; "
+        "see to its permissions (chmod u+rx) and its disk, or move it elsewhere"
+    )
 
 
 def _read(source: Path | bytes, name: str, max_bytes: int) -> bytes:
@@ -155,10 +182,12 @@ def _open(data: bytes) -> Image.Image | None:
     Image.init()
     for name in _FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
-        accepted = accept(data[:16]) if accept is not None else True
-        if factory is None or not accepted or isinstance(accepted, str):  # a string says why not
+        if factory is None:
             continue
         try:
+            accepted = accept(data[:16]) if accept is not None else True
+            if not accepted or isinstance(accepted, str):  # a string says why not
+                continue
             return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # what Image.open takes for "not this format"
             continue

@@ -36,19 +36,28 @@ class Monitor(Callback):
     def _measure(self, trainer: Trainer) -> None:
         section, data = trainer.config.monitor, trainer.data
         encoder = trainer.method.encoder()
-        bank, bank_labels = _subset(data.train, section.max_images)
-        features = encode(encoder, bank, device=trainer.device)  # (n, D)
+        images, _ = _subset(data.train, section.max_images)
+        features = encode(encoder, images, device=trainer.device)  # (n, D)
         found = diagnose(features)
         values = {"rank_me": found.rank_me, "feature_std": found.feature_std, "uniformity": found.uniformity}
-        if data.test is not None and bank_labels is not None:
-            queries, labels = _subset(data.test, section.max_images)
-            if labels is not None:
-                found_queries = encode(encoder, queries, device=trainer.device)
-                values["knn"] = knn_accuracy(features, bank_labels, found_queries, labels, section.knn_k, TEMPERATURE)
+        known, queries = data.train.labelled(), data.test.labelled() if data.test else None
+        if known is not None and queries is not None:
+            values["knn"] = self._knn(trainer, known, queries, features if known is data.train else None)
         trainer.record("monitor", **values)
         sentence = verdict(found)
         if sentence:
             trainer.say(f"epoch {round(trainer.epoch)}: {sentence}")
+
+    def _knn(self, trainer: Trainer, known: Split, queries: Split, features: Tensor | None) -> float:
+        """k-NN accuracy; ``features`` are those of the known images where they have been computed."""
+        section, encoder = trainer.config.monitor, trainer.method.encoder()
+        bank, labels = _subset(known, section.max_images)
+        asked, answers = _subset(queries, section.max_images)
+        assert labels is not None and answers is not None
+        if features is None:
+            features = encode(encoder, bank, device=trainer.device)  # (n, D)
+        found = encode(encoder, asked, device=trainer.device)  # (m, D)
+        return knn_accuracy(features, labels, found, answers, section.knn_k, TEMPERATURE)
 
 
 def _subset(split: Split, limit: int) -> tuple[Tensor, Tensor | None]:

@@ -98,7 +98,7 @@ def load_dataset(name: str) -> Source:
 
 
 def name_of(function: object) -> str:
-    """What a data source or an evaluator goes by: its attribute ``name``, or else the name of the function."""
+    """What a data source goes by: its attribute ``name``, or else the name of the function."""
     name = getattr(function, "name", None) or getattr(function, "__name__", "")
     return name if isinstance(name, str) else ""
 

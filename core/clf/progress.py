@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -75,7 +77,7 @@ class Progress(Callback):
     def on_end(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if trainer.step == trainer.total_steps:
+        if trainer.state == "complete":
             self._print(f"done: {trainer.step:,} steps in {_clock(trainer.seconds)}, {trainer.run.path}")
 
     def _status(self, trainer: Trainer) -> str:
@@ -87,6 +89,18 @@ class Progress(Callback):
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def loading(quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on the terminal while images are read; the value is called as ``progress(done, total)``."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Bar(TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class Speed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ SETTINGS = (
 lose most of it, and small batches give many steps."""
 
 TORCH_FREE = ("index", "search", "serve")
+DEFAULT_PORT = 8000
 QUERIES = 3
 console = Console()
 
@@ -73,6 +75,8 @@ def quickstart(serve: bool = True, port: int | None = None, runs_dir: Path = Pat
     _say("Write the report")
     _clf("report", str(run))
     _say(f"Done. Look at {run / 'report.html'}")
+    if port is None and _port_is_taken(DEFAULT_PORT):
+        port = 0  # any free one
     options = ["--port", str(port)] if port is not None else []
     command = ["serve", str(model), "--gallery", str(gallery), *options]
     if serve:
@@ -130,7 +134,7 @@ def _clf(*words: str) -> None:
     """Runs a command here, because importing torch takes seconds, or in a process of its own without torch."""
     console.print(f"$ {_line(list(words))}", style="bold", markup=False, highlight=False, soft_wrap=True)
     if words[0] in TORCH_FREE:
-        code = subprocess.run([sys.executable, "-m", "clf", *words], check=False).returncode
+        code = _wait(subprocess.Popen([sys.executable, "-m", "clf", *words]))
         if code:
             raise StepFailed(code if code > 0 else 128 - code)
         return
@@ -141,6 +145,20 @@ def _clf(*words: str) -> None:
     except SystemExit as end:
         if end.code:
             raise
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code; Ctrl-C reaches the process too, which is left to end in its own time."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _port_is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _line(words: list[str]) -> str:

@@ -66,6 +66,25 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         return self.read_json("manifest.json")
 
+    def state(self) -> str:
+        """``running`` (also of a run that was killed), ``complete``, ``interrupted``, ``failed``, or ``damaged``."""
+        try:
+            return str(self.manifest().get("state", "damaged"))
+        except RunError:
+            return "damaged"
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Writes one record.
+
+        Raises:
+            RunError: the disk is full, or the file cannot be written.
+        """
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise unwritable(self.metrics_file, error) from error
+
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far; a last line that was cut off by a kill is left out."""
         return list(self._records())
@@ -169,7 +188,7 @@ def newest_unfinished(runs_dir: str | Path = "runs") -> Run:
         RunError: every run is complete, or there is none.
     """
     for run in reversed(list_runs(runs_dir)):
-        if run.manifest().get("state") != "complete":
+        if run.state() != "complete" and any(run.checkpoints.glob("step-*.pt")):
             return run
     raise RunError(f"there is no unfinished run in {runs_dir} to resume")
 
@@ -223,7 +242,20 @@ def _version(name: str) -> str | None:
 
 
 def replace_text(path: Path, text: str) -> Path:
-    """Writes a text file by way of a temporary one, so that a reader never sees half of it."""
+    """Writes a text file by way of a temporary one, so that a reader never sees half of it.
+
+    Raises:
+        RunError: it cannot be written, for instance because the disk is full; the old file remains.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    return temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        return temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """The error for a file of a run that cannot be written."""
+    return RunError(f"{path} cannot be written ({error.strerror}): free some space or check its permissions")

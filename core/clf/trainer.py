@@ -9,9 +9,9 @@ run that was killed and resumed ends with the same bits as one that was not (on 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,12 +27,13 @@ from clf.config import Config
 from clf.context import StepContext
 from clf.data.stream import Stream
 from clf.distributed import Ranks
-from clf.errors import PluginError, RunError, TrainingError
+from clf.errors import CheckpointError, PluginError, RunError, TrainingError
 from clf.experiment import Experiment
 from clf.manifest import sha256_file
 from clf.method import StepOutput
 from clf.monitor import Monitor
-from clf.progress import Progress
+from clf.progress import Progress, loading
+from clf.random import derive_seed
 from clf.runs import Run
 from clf.signals import StopRequest
 from clf.window import Window
@@ -61,13 +62,20 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
     """
     config, _ = configuration.derive(config)
     with _ranks(config) as ranks:
-        what = experiment.build(config)
+        watchers = _default_callbacks(callbacks, ranks, config.plugin)
+        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
+            what = experiment.build(config, progress=progress)
         run = _shared_run(config, ranks)
-        if ranks.is_main:
-            runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
-            run.write_json("manifest.json", _manifest(what, ranks))
-        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, config.plugin))
-        trainer.save()
+        try:
+            if ranks.is_main:
+                runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
+                run.write_json("manifest.json", _manifest(what, ranks))
+            trainer = Trainer(what, run, ranks, watchers)
+            trainer.save()
+        except BaseException:
+            if ranks.is_main:
+                shutil.rmtree(run.path, ignore_errors=True)  # nothing was trained, and the name is free again
+            raise
         trainer.fit()
     return run
 
@@ -81,32 +89,43 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
     Raises:
         RunError: the configuration or the data differ, or no checkpoint can be read.
     """
-    old = run.config()
+    wanted = old = run.config()
     if config is not None:
-        new, _ = configuration.derive(config)
-        changed = configuration.differences(old, new, ignore=FREE_TO_CHANGE)
+        wanted, _ = configuration.derive(config)
+        changed = configuration.differences(old, wanted, ignore=FREE_TO_CHANGE)
         if changed:
             raise RunError(
                 f"run {run.name!r} cannot be resumed with another configuration: {'; '.join(changed)}. "
                 "Resume it as it was, or train a new run"
             )
-        old = new
-    with _ranks(old) as ranks:
-        state, complaints = checkpoint.load_newest(run.checkpoints)
-        what = experiment.build(old, fetch=False)
+    _check_plugin(run, wanted.plugin)
+    with _ranks(wanted) as ranks:
+        state, complaints = checkpoint.load_newest(run.checkpoints, set_aside=ranks.is_main)
+        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
+            what = experiment.build(wanted, fetch=False, progress=progress)
         experiment.check_data(run, what.data)
-        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, old.plugin))
+        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, wanted.plugin))
         trainer.restore(state)
         if trainer.step >= trainer.total_steps:
             trainer.say(f"run {run.name!r} is complete: all {trainer.total_steps:,} steps are done")
             return run
         if ranks.is_main:
             run.truncate_metrics(trainer.step)
+            runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
             run.update_manifest(state="running", notes=[*run.manifest().get("notes", []), *complaints])
         for complaint in complaints:
             trainer.say(complaint)
         trainer.fit()
     return run
+
+
+def _check_plugin(run: Run, plugin: str) -> None:
+    """Refuses a single-file plugin that was edited since the run began."""
+    before = run.manifest().get("plugin_source", {}).get("sha256")
+    if before is not None and before != _plugin_source(plugin).get("sha256"):
+        raise RunError(
+            f"{plugin} has changed since run {run.name!r} was trained with it: restore the file, or train a new run"
+        )
 
 
 class Trainer:
@@ -122,13 +141,15 @@ class Trainer:
         self.device = ranks.device
         self.step = 0
         self.seconds = 0.0
+        self.state: runs.State = "running"
         section = what.config.train
         self.method = what.method.to(self.device)
         if section.channels_last or (section.channels_last is None and self.device.type == "cuda"):
             self.method = self.method.to(memory_format=torch.channels_last)
         distributed.broadcast(self.method, ranks)
         self.method.train()
-        self.parameters = {name: list(params) for name, params in self.method.parameter_groups().items()}
+        groups = self.method.parameter_groups().items()
+        self.parameters = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups}
         if "main" not in self.parameters:
             raise PluginError(f"method {what.config.plugin!r} has no parameter group 'main'")
         self.optimizers = {
@@ -162,22 +183,32 @@ class Trainer:
             Interrupted: a signal came; the checkpoint of this step is written.
         """
         started = time.monotonic() - self.seconds
-        state: runs.State = "failed"
+        self.state = "failed"
+        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with self.stop:
+            with self.stop, torch.random.fork_rng(devices):
                 self._tell("on_start")
                 while self.step < self.total_steps:
                     self._one_step()
                     self.seconds = time.monotonic() - started
                     self._after_step()
-                state = "complete"
+                self.state = "complete"
         except KeyboardInterrupt:
-            state = "interrupted"
+            self.state = "interrupted"
             raise
         finally:
-            if self.ranks.is_main:
-                self.run.update_manifest(state=state, step=self.step, wall_seconds=round(self.seconds, 2))
             self._tell("on_end")
+            self._close()
+
+    def _close(self) -> None:
+        """Writes how the run ended; an error that is under way is worth more than one about the manifest."""
+        if not self.ranks.is_main:
+            return
+        try:
+            self.run.update_manifest(state=self.state, step=self.step, wall_seconds=round(self.seconds, 2))
+        except RunError:
+            if self.state == "complete":
+                raise
 
     def _one_step(self) -> None:
         """One optimiser step over ``train.accumulate`` batches."""
@@ -189,12 +220,13 @@ class Trainer:
         for part in range(section.accumulate):
             ctx = StepContext(self, part)
             batch = self.method.next_batch(self.stream, ctx)
+            torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
             with self.autocast():
                 output = self.method.training_step(batch, ctx)
             if not isinstance(output, StepOutput):
                 output = StepOutput(output)
             (output.loss / section.accumulate).backward(inputs=parameters)  # type: ignore[no-untyped-call]
-            self.window.add({"loss": output.loss, **output.metrics, **ctx.logged})
+            self.window.add({**output.metrics, **ctx.logged, "loss": output.loss})
         self.descend("main")
         self.step += 1
         self.method.after_step(StepContext(self, 0))
@@ -222,7 +254,7 @@ class Trainer:
         if last or stopping or (epoch_done and round(self.epoch) % self.config.train.checkpoint_every == 0):
             self.save()
         if stopping and not last:
-            raise Interrupted(self.run, self.step, self.stop.name)
+            raise Interrupted(self.run, self.step, self.stop.name or "a signal to another rank")
 
     def lr(self) -> float:
         """The learning rate of the next step."""
@@ -240,27 +272,39 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of this step. A state that is not finite is refused, so the last one stays good."""
         self._check_finite(weights=True)
-        if not self.ranks.is_main:
-            return
-        checkpoint.save(
-            self.run.checkpoints,
-            self.step,
-            {
-                "format": 1,
-                "step": self.step,
-                "stream_position": self.stream.position,
-                "seconds": self.seconds,
-                "method": self.method.state_dict(),
-                "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
-                "window": self.window.state(),
-            },
-        )
+        state = {
+            "format": 1,
+            "step": self.step,
+            "stream_position": self.stream.position,
+            "seconds": self.seconds,
+            "method": self.method.state_dict(),
+            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "window": self.window.state(self.ranks),
+        }
+        failure: CheckpointError | None = None
+        if self.ranks.is_main:
+            try:
+                checkpoint.save(self.run.checkpoints, self.step, state)
+            except CheckpointError as error:
+                failure = error
+        if distributed.any_rank(failure is not None, self.ranks):  # so that no rank waits for one that has left
+            raise failure or CheckpointError("rank 0 could not write its checkpoint; its message says why")
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up the state of a checkpoint."""
-        self.method.load_state_dict(state["method"])
-        for name, each in self.optimizers.items():
-            each.load_state_dict(state["optimizers"][name])
+        """Takes up the state of a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another method or another version of one.
+        """
+        experiment.load_weights(self.method, state, self.run)
+        try:
+            for name, each in self.optimizers.items():
+                each.load_state_dict(state["optimizers"][name])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"the optimizers of run {self.run.name!r} do not fit this version of {self.config.plugin!r}: "
+                "resume with the version it was trained with, or train a new run"
+            ) from error
         self.step = state["step"]
         self.stream.position = state["stream_position"]
         self.seconds = state["seconds"]
@@ -271,8 +315,7 @@ class Trainer:
         if not self.ranks.is_main:
             return
         line = {"kind": kind, "step": self.step, "epoch": round(self.epoch, 4), **values}
-        with self.run.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.run.append_metrics(line)
         for callback in self.callbacks:
             callback.on_record(self, line)
 
@@ -313,9 +356,8 @@ def _ranks(config: Config) -> Iterator[Ranks]:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    ranks = distributed.start(config.train.device)
     try:
-        yield ranks
+        yield distributed.start(config.train.device)
     finally:
         distributed.stop()
         torch.use_deterministic_algorithms(deterministic)

@@ -41,8 +41,11 @@ class Window:
         self._sums, self._counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
-    def state(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+    def state(self, ranks: Ranks) -> dict[str, Any]:
+        """What a checkpoint keeps: sums as means over ranks, so that any rank may take them up."""
+        names = sorted(self._sums)
+        sums = {name: distributed.mean_over_ranks(self._sums[name].to(ranks.device), ranks) for name in names}
+        return {"sums": sums, "counts": dict(self._counts)}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}

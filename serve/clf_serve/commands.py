@@ -55,7 +55,7 @@ def embed(
     with _progress("embedding") as bar:
         bar.begin(len(paths))
         vectors, kept, skipped = engine.embed_files(paths, batch_size, bar.advance)
-    write(output, vectors, kept, engine.manifest)
+    write(vectors, kept, engine.manifest)
     if as_json:
         _print_json({"embedded": len(kept), "dim": engine.dim, "output": str(output), "skipped": _reasons(skipped)})
         return
@@ -85,6 +85,8 @@ def index(
         with _progress("indexing") as bar:
             report = index_images(gallery, engine, images, batch_size=batch_size, begin=bar.begin, progress=bar.advance)
         total = len(gallery)
+        if gallery.cache_note:
+            _console(stderr=True).print(gallery.cache_note)
     if as_json:
         counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "removed")}
         _print_json({**counts, "total": total, "gallery": str(output), "skipped": _reasons(report.skipped)})

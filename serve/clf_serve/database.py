@@ -160,11 +160,19 @@ def _errors(path: Path) -> Iterator[None]:
         raise
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         text = str(error)
-        if "locked" in text:
+        if _is_busy(error):
             raise GalleryError(f"{path} is locked: another process is writing; try again later") from error
-        if any(words in text for words in ("full", "disk I/O", "readonly", "unable to open")):
+        if "full" in text:
+            raise GalleryError(
+                f"{path} cannot be written: {text}; make room and run this again, earlier entries are kept"
+            ) from error
+        if any(words in text for words in ("disk I/O", "readonly", "unable to open")):
             raise GalleryError(f"{path} cannot be used: {text}; see to the disk and its permissions") from error
         raise _damaged(path, text) from error
+
+
+def _is_busy(error: Exception) -> bool:
+    return any(word in str(error) for word in ("locked", "busy"))
 
 
 def _mode(path: Path, write: bool) -> str:
@@ -182,13 +190,25 @@ def _connect(path: Path, mode: str, patience: float) -> sqlite3.Connection:
 
 
 def _write_lock(folder: Path, patience: float) -> sqlite3.Connection:
-    """A lock that the operating system gives back when the process dies, on every platform SQLite runs on."""
-    connection = sqlite3.connect(folder / "write.lock", timeout=patience, isolation_level=None, check_same_thread=False)
+    """A lock that the operating system gives back when the process dies, on every platform SQLite runs on.
+
+    Raises:
+        GalleryError: another process has it, or the folder cannot be written.
+    """
+    path = folder / "write.lock"
+    connection = None
     try:
+        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
-        connection.close()
+        if connection is not None:
+            connection.close()
+        if _is_busy(error):
+            raise GalleryError(
+                f"another process is writing to the gallery {folder}; wait for it, or end it, and run this again"
+            ) from error
         raise GalleryError(
-            f"another process is writing to the gallery {folder}; wait for it, or end it, and run this again"
+            f"the gallery {folder} cannot be written: {error} ({path.name}); "
+            "see to the permissions of the folder and to its disk, or name another folder"
         ) from error
     return connection

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Gallery:
         Raises:
             GalleryError: it is missing, damaged, of another format, made with another model, or being written.
         """
-        if not (folder / "gallery.sqlite").is_file():
+        if not _has_database(folder):
             raise GalleryError(f"{folder} is not a gallery; make one: clf index MODEL IMAGES -o {folder}")
         self.folder = folder
         self.cache_note: str | None = None
@@ -92,7 +93,7 @@ class Gallery:
         Raises:
             GalleryError: the folder holds something else; else as the constructor.
         """
-        if not (folder / "gallery.sqlite").is_file() and not _is_empty(folder):
+        if not _has_database(folder) and not _is_empty(folder):
             raise GalleryError(f"{folder} exists and is not a gallery; name a new folder")
         meta = {"model": model.name, "model_sha256": model.sha256, "dim": str(model.dim)}
         Database.create(folder, meta | {"model_path": str(model_path.resolve())})
@@ -229,9 +230,19 @@ class Gallery:
             self._fresh_index(connection).search(np.zeros(self.model.dim, np.float32), 1)
 
     def save_index(self) -> None:
-        """Brings the cache file up to date, so that the next one to open this gallery starts faster."""
+        """Brings the cache file up to date, so that the next one to open this gallery starts faster.
+
+        It is only a cache: where it cannot be written, ``cache_note`` says so and the gallery is none the worse.
+        """
         with self._db.reading() as connection:
-            self._fresh_index(connection).save(self.folder / "index.faiss", self._uuid)
+            index = self._fresh_index(connection)
+            try:
+                index.save(self.folder / "index.faiss", self._uuid)
+            except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError on a full disk
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                self.cache_note = (
+                    f"index.faiss could not be saved ({reason}); the gallery is complete, and its first search slower"
+                )
 
     def _fresh_index(self, connection: Connection) -> VectorIndex:
         """The index of the state that the transaction sees."""
@@ -276,7 +287,26 @@ def _unit(vector: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     return vector
 
 
+def _has_database(folder: Path) -> bool:
+    """Raises GalleryError when the folder is locked and nobody can tell."""
+    try:
+        return stat.S_ISREG((folder / "gallery.sqlite").stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
 def _is_empty(folder: Path) -> bool:
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(path.name.startswith("write.lock") for path in folder.iterdir())
+    try:
+        if not folder.exists():
+            return True
+        return folder.is_dir() and all(path.name.startswith("write.lock") for path in folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> GalleryError:
+    return GalleryError(
+        f"the gallery {folder} cannot be read: {error.strerror}; see to its permissions, or name another folder"
+    )

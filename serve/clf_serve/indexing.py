@@ -55,10 +55,11 @@ def list_images(path: Path) -> list[Path]:
 
     Raises:
         DataError: nothing is there, or no image.
+        ImageError: the folder, or one below it, cannot be read.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not images.is_folder(path):
+        if path.is_file():
+            return [path]
         raise DataError(f"{path} does not exist; give an image or a folder of images")
     found = images.find_images(path)
     if not found:
@@ -86,14 +87,16 @@ def index_images(
 
     Raises:
         DataError: ``source`` does not exist or holds no images.
+        ImageError: a folder cannot be read; nothing is changed.
         GalleryError: the gallery cannot be written.
     """
     report = IndexReport()
-    files = {file.path: file for file in _stat(list_images(source), report)}
+    unread: set[str] = set()
+    files = {file.path: file for file in _stat(list_images(source), report, unread)}
     known = gallery.listing()
     todo = [file.path for file in files.values() if not _same(file, known.get(file.key))]
     report.unchanged = len(files) - len(todo)
-    gone = _gone(source, {file.key for file in files.values()}, known)
+    gone = _gone(source, {file.key for file in files.values()} | unread, known)
     if gone:
         report.removed = gallery.delete(gone)
     begin(len(todo))
@@ -132,15 +135,18 @@ class _Loaded(NamedTuple):
         )
 
 
-def _stat(paths: list[Path], report: IndexReport) -> Iterator[_File]:
+def _stat(paths: list[Path], report: IndexReport, unread: set[str]) -> Iterator[_File]:
+    """The files as they are now; the keys of those that are there and may not be looked at go to ``unread``."""
     for path in paths:
+        key = str(path.parent.resolve() / path.name)
         try:
-            key = str(path.parent.resolve() / path.name)
             key.encode()  # the database holds Unicode
             stat = path.stat()
         except UnicodeEncodeError:
             report.skipped.append(Skipped(path, f"{str(path)!r} is no valid Unicode file name; rename it"))
         except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                unread.add(key)
             report.skipped.append(Skipped(path, f"{path} cannot be read: {error.strerror}"))
         else:
             yield _File(path, key, stat.st_size, stat.st_mtime_ns)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,50 @@ from clf.manifest import Manifest
 from clf_serve.engine import Vectors
 
 
-def writer(path: Path) -> Callable[[Path, Vectors, Sequence[Path], Manifest], None]:
-    """The function that writes the format of ``path``'s suffix; ask before the work begins.
+_PREFIX = ".clf-embed-"
+
+
+def writer(path: Path) -> Callable[[Vectors, Sequence[Path], Manifest], None]:
+    """The function that writes ``path`` in the format of its suffix; ask before the work begins.
+
+    It writes beside ``path`` and renames, so an earlier file stays until the new one is whole. It raises DataError
+    where that fails, for example on a full disk.
 
     Raises:
-        DataError: an unknown suffix, or a folder that does not exist.
+        DataError: an unknown suffix, a folder that does not exist or cannot be written, or ``path`` is a folder.
     """
     if path.suffix not in _WRITERS:
         known = ", ".join(_WRITERS)
         raise DataError(f"{path} must end in one of {known}.{did_you_mean(path.suffix, _WRITERS)}")
-    if not path.parent.is_dir():
-        raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
-    return _WRITERS[path.suffix]
+    write = _WRITERS[path.suffix]
+    target = Path(os.path.realpath(path))  # a link stays one
+    files = [target, target.with_suffix(".json")] if write is _npy else [target]
+    try:
+        if not target.parent.is_dir():
+            raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
+        for file in files:
+            if file.is_dir():
+                raise DataError(f"{file} is a folder; name another file with -o")
+        with TemporaryDirectory(prefix=_PREFIX, dir=target.parent):
+            pass  # it can be written
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+    def save(vectors: Vectors, paths: Sequence[Path], manifest: Manifest) -> None:
+        try:
+            with TemporaryDirectory(prefix=_PREFIX, dir=target.parent) as name:
+                write(Path(name) / target.name, vectors, paths, manifest)
+                for file in files:
+                    (Path(name) / file.name).replace(file)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    return save
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    reason = error.strerror or error  # numpy's own OSError has no strerror
+    return DataError(f"{path} cannot be written: {reason}; make room, or name a file in another folder with -o")
 
 
 def _npz(path: Path, vectors: Vectors, paths: Sequence[Path], manifest: Manifest) -> None:

@@ -47,11 +47,10 @@ def main() -> None:
             kernel = round(0.1 * size) // 2 * 2 + 1
             steps.append(v2.RandomApply([v2.GaussianBlur(kernel, recipe.blur_sigma)], recipe.blur))
         theirs = v2.Compose([*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-        generator = torch.Generator().manual_seed(0)
 
-        def batched(images: torch.Tensor = images, ours: Augment = ours, n: int = n) -> None:
-            for _ in range(2):
-                ours(images, ours.recipe.draw(n, generator))
+        def batched(images: torch.Tensor = images, ours: Augment = ours) -> None:
+            for view in range(2):
+                ours(images, ours.recipe.draw(len(images), torch.Generator().manual_seed(view)))
 
         def one_by_one(pictures: list[object] = pictures, theirs: v2.Compose = theirs) -> None:
             for _ in range(2):

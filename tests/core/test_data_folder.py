@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,20 @@ def test_the_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pyt
     put(tmp_path / "photos" / "a.png")
     load(tmp_path / "photos", options={"cache_above_mib": 0})
     assert len(list((tmp_path / "xdg" / "clf" / "canvases").iterdir())) == 1
+
+
+def test_a_class_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path) == str(tmp_path / "bee"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"data\.root: .*bee cannot be read: Permission denied"):
+        load(tmp_path)
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The exported model: its interface, its agreement with the encoder, and what happens when it has none."""
 
 import copy
+import errno
 import json
 import shutil
 import warnings
@@ -84,6 +85,47 @@ def test_an_earlier_export_is_replaced_and_another_folder_is_not(run: Run, model
     export.export_run(run, out)
     assert json.loads((out / "manifest.json").read_text())["run"] == "tiny"
     assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_that_holds_more_than_an_export_is_left_alone(run: Run, model: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(model, tmp_path / "model")
+    (out / "gallery").mkdir()
+    (out / "gallery" / "gallery.sqlite").write_text("hours of work")
+    with pytest.raises(ExportError, match=r"holds more than an exported model \(gallery\)"):
+        export.export_run(run, out)
+    assert (out / "gallery" / "gallery.sqlite").read_text() == "hours of work"
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_earlier_export_is_put_back(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    out = shutil.copytree(model, tmp_path / "model")
+    (out / "manifest.json").write_text("earlier")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "draft":
+            raise failure
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    wanted = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ExportError
+    with pytest.raises(wanted, match="" if wanted is KeyboardInterrupt else "cannot be written .No space left"):
+        export.export_run(run, out)
+    assert (out / "manifest.json").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_not_laid_to_the_backbone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("the exporter failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "_by_tracing_export", full)
+    monkeypatch.setattr(export, "_by_torchscript", full)
+    with pytest.raises(ExportError, match="cannot be written .No space left on device"):
+        export.export_run(run, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(run: Run, tmp_path: Path) -> None:

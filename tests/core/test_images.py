@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import zlib
@@ -190,10 +191,13 @@ def test_damaged_bytes_give_an_image_or_an_image_error(junk: bytes, kind: str, d
 def test_what_is_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not an image")
+    for n in (1, 2, 3):  # fewer bytes than some formats' magic number
+        (tmp_path / f"{n}.png").write_bytes(b"tiny"[:n])
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for name, reason in [
         ("empty.png", "is empty"),
         ("text.png", "is not an image of a known format"),
+        *((f"{n}.png", "is not an image of a known format") for n in (1, 2, 3)),
         ("drawing.eps", "is not an image of a known format"),  # Pillow would start Ghostscript
         ("missing.png", "does not exist"),
         (".", "is not a file"),
@@ -291,6 +295,34 @@ def test_find_images_is_recursive_sorted_and_blind_to_hidden_files(tmp_path: Pat
         find_images(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="is a file, not a folder"):
         find_images(tmp_path / "b.JPG")
+
+
+@pytest.mark.parametrize("locked", [".", "a", "a/b"])
+def test_a_folder_that_cannot_be_read_is_never_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "x.png").touch()
+    folder, scandir = str(tmp_path / locked), os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything, so that chmod would not do
+        if str(path) == folder:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageError) as caught:
+        find_images(tmp_path)
+    assert str(caught.value).startswith(f"{folder} cannot be read: Permission denied; see to its permissions")
+
+
+def test_a_folder_below_a_locked_one_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(ImageError, match="photos cannot be read: Permission denied"):
+        find_images(tmp_path / "photos")
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path) -> None:

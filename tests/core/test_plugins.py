@@ -346,6 +346,26 @@ def test_describe_tells_every_setting_with_type_default_and_meaning() -> None:
     assert "2002.05709" in found.text
 
 
+def test_only_the_source_named_as_the_plugin_can_be_reached(install: Install, run_cli: Callable[..., Outcome]) -> None:
+    install_foo(
+        install,
+        """
+        import clf
+
+        def foo(section, seed, progress): ...
+        def bar(section, seed, progress): ...
+
+        @clf.hookimpl
+        def clf_datasets():
+            return [foo, bar]
+        """,
+    )
+    found = describe("foo")
+    assert (found.datasets, found.reachable) == (("foo", "bar"), ("foo",))
+    out = " ".join(run_cli("plugins", "show", "foo").out.split())
+    assert "Data source: data.name=foo" in out and "cannot be reached: bar (" in out
+
+
 def test_describe_a_third_party_plugin(install: Install) -> None:
     install_foo(install, '"""What foo is."""\n' + GOOD + HOOK)
     found = describe("foo")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,9 @@ import numpy as np
 import pytest
 from serve_helpers import DIM, write_model, write_pictures
 
+from clf.manifest import MODEL_FILE
 from clf_serve.engine import Engine
+from clf_serve.gallery import Gallery
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -145,6 +150,127 @@ def test_mistakes_are_explained_in_a_sentence(
 
     assert code == 2
     assert message in " ".join(err.split()) and "Traceback" not in err
+
+
+def one_error(outcome: tuple[int, str, str]) -> str:
+    """The sentence after ``error:`` of a command that ended with a user's mistake, and with nothing else to say."""
+    code, _, err = outcome
+    lines = err.strip().splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), outcome
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "words", [["embed", "MODEL", "PHOTOS", "-o", "v.npz"], ["index", "MODEL", "PHOTOS", "-o", "g"], ["serve", "MODEL"]]
+)
+def test_a_model_that_was_replaced_is_refused(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_model(tmp_path / "model")
+    with (model / MODEL_FILE).open("ab") as file:
+        file.write(b"changed")
+    names = {"MODEL": model, "PHOTOS": photos}
+    port = ["--port", "0"] if words[0] == "serve" else []
+
+    said = one_error(run(*(names.get(word, word) for word in words), *port))
+
+    assert "does not match its manifest" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_gallery_of_another_model_cannot_be_searched(run: Run, gallery: Path, photos: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", name="other", cells=4, dim=48)
+
+    said = one_error(run("search", gallery, photos / "0000.png", "--model", other))
+
+    assert "was made with model tiny" in said and "not with other" in said
+
+
+def test_a_port_in_use_is_named(run: Run, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = one_error(run("serve", model, "--port", port))
+
+    assert f"cannot listen on 127.0.0.1 port {port}" in said and "choose another --port" in said
+
+
+def test_a_gallery_that_cannot_be_written(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+
+    said = one_error(run("index", model, photos, "-o", tmp_path / "g"))
+
+    assert "cannot be written: attempt to write a readonly database" in said and str(tmp_path / "g") in said
+
+
+def test_an_index_file_that_cannot_be_saved_is_a_note(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("Error in write_index:\nNo space left on device")
+
+    monkeypatch.setattr("clf_serve.vectors.VectorIndex.save", full)
+
+    code, out, err = run("index", model, photos, "-o", tmp_path / "g")
+
+    assert code == 0 and "20 images (20 added" in out
+    assert "index.faiss could not be saved (Error in write_index: No space left on device)" in err
+    with Gallery(tmp_path / "g") as opened:
+        assert len(opened) == 20
+
+
+def test_an_output_that_cannot_be_written_shows_before_the_work(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.npz").mkdir()
+    (tmp_path / "v.json").mkdir()
+
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Engine, "__init__", no_work)
+    assert "d.npz is a folder" in one_error(run("embed", model, photos, "-o", tmp_path / "d.npz"))
+    assert "v.json is a folder" in one_error(run("embed", model, photos, "-o", tmp_path / "v.npy"))
+
+    def locked(path: str, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "mkdir", locked)
+    said = one_error(run("embed", model, photos, "-o", tmp_path / "v.npz"))
+    assert "v.npz cannot be written: Permission denied" in said
+
+
+@pytest.mark.parametrize("name", ["v.npz", "v.npy", "v.jsonl"])
+def test_a_full_disk_leaves_the_earlier_vectors(
+    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"earlier")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("240 requested and 0 written")
+
+    for place in ("numpy.savez", "numpy.save", "clf_serve.output.json.dumps"):
+        monkeypatch.setattr(place, full)
+
+    said = one_error(run("embed", model, photos, "-o", tmp_path / name))
+
+    assert f"{name} cannot be written: 240 requested and 0 written" in said
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"earlier")]
+
+
+def test_a_link_to_an_output_stays_a_link(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "v.npy").symlink_to(tmp_path / "far" / "w.npy")
+
+    assert run("embed", model, photos, "-o", tmp_path / "v.npy")[0] == 0
+
+    assert (tmp_path / "v.npy").is_symlink() and np.load(tmp_path / "far" / "w.npy").shape == (20, DIM)
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["w.json", "w.npy"]
 
 
 def test_a_model_that_moved_is_asked_for(run: Run, photos: Path, tmp_path: Path) -> None:

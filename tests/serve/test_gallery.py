@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from serve_helpers import picture, write_model, write_pictures
 
-from clf.errors import DataError, GalleryError
+from clf.errors import DataError, GalleryError, ImageError
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.indexing import index_images
@@ -214,8 +214,9 @@ def test_the_index_file_is_never_seen_half_written(tmp_path: Path, monkeypatch: 
             raise OSError("disk full")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            writer.save_index()
+        writer.save_index()
+        assert writer.cache_note is not None and "could not be saved (disk full)" in writer.cache_note
+        assert len(writer.search(entries(0, 1)[0].vector, 100)) == 10
 
     assert (tmp_path / "g" / "index.faiss").read_bytes() == before
     assert not list((tmp_path / "g").glob("*.tmp"))
@@ -302,6 +303,39 @@ def test_a_second_writer_is_told_and_readers_are_not_blocked(tmp_path: Path) -> 
     Gallery(tmp_path / "g", write=True).close()  # free again
 
 
+def test_only_a_writer_is_called_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(GalleryError) as caught:
+        Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path)
+    assert "another process" not in str(caught.value)
+    assert f"{tmp_path / 'g'} cannot be written: unable to open database file" in str(caught.value)
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
+    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
+        writer.upsert(entries(0, 3))
+        pages = writer._db._connection.execute("PRAGMA page_count").fetchone()[0]
+        writer._db._connection.execute(f"PRAGMA max_page_count = {pages}")
+        big = [Entry(e.key, e.uri, e.vector, bytes(30_000)) for e in entries(3, 3)]
+        with pytest.raises(GalleryError, match="disk is full; make room and run this again, earlier entries are kept"):
+            writer.upsert(big)
+        assert len(writer) == 3
+    with Gallery(tmp_path / "g") as reader:
+        assert len(reader.search(entries(0, 1)[0].vector, 100)) == 3
+
+
+def test_a_locked_gallery_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(GalleryError, match="g cannot be read: Permission denied"):
+        Gallery(tmp_path / "g")
+
+
 def test_a_gallery_in_a_folder_nobody_may_write_to_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
         writer.upsert(entries(0, 3))
@@ -378,6 +412,37 @@ def test_an_empty_folder_does_not_empty_the_gallery(tmp_path: Path, engine: Engi
         index(tmp_path / "g", engine, photos)
     with Gallery(tmp_path / "g") as reader:
         assert len(reader) == 3
+
+
+def test_images_that_may_not_be_looked_at_stay_in_the_gallery(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "photos" / "a", 2)
+    write_pictures(tmp_path / "photos" / "b", 2)
+    index(tmp_path / "g", engine, tmp_path / "photos")
+    locked, scandir, stat = str(tmp_path / "photos" / "b"), os.scandir, Path.stat
+
+    def no_list(path: str) -> object:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def no_stat(path: Path, **options: bool) -> os.stat_result:
+        if str(path.parent) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:  # as after chmod a-r
+        patch.setattr(os, "scandir", no_list)
+        with pytest.raises(ImageError, match="b cannot be read: Permission denied"):
+            index(tmp_path / "g", engine, tmp_path / "photos")
+    with monkeypatch.context() as patch:  # as after chmod a-x
+        patch.setattr(Path, "stat", no_stat)
+        said = index(tmp_path / "g", engine, tmp_path / "photos")
+
+    assert "0 removed, 2 skipped" in said
+    with Gallery(tmp_path / "g") as reader:
+        assert len(reader) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")

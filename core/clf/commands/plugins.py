@@ -61,4 +61,15 @@ def _print(plugin: Description) -> None:
     if plugin.methods:
         print_text(f"\nUse it: clf train --plugin {plugin.name}")
     if plugin.datasets:
-        print_text(f"Data sources: {', '.join(plugin.datasets)}")
+        _print_sources(plugin)
+
+
+def _print_sources(plugin: Description) -> None:
+    for name in plugin.reachable:
+        print_text(f"Data source: data.name={name}")
+    others = [name for name in plugin.datasets if name not in plugin.reachable]
+    if others:
+        print_text(
+            f"Data sources that cannot be reached: {', '.join(others)} (data.name finds only the source that is named "
+            "as its installed plugin, and a built-in one first)"
+        )

@@ -67,13 +67,16 @@ def load(section: DataSection, seed: int, progress: Progress | None) -> DataSour
 
     Raises:
         ConfigError: ``data.root`` is not set, or an unknown option.
-        DataError: the folder is missing, is a file, or holds no readable image.
+        DataError: the folder is missing, is a file, holds a folder that cannot be read, or holds no readable image.
     """
     options = read_options(section, _OPTIONS)
     root = required_root(section, "the folder of images")
-    if not root.is_dir():
-        raise DataError(f"data.root {root} {'is a file, not a folder' if root.exists() else 'does not exist'}")
-    train, test, note = _find(root, section, use_classes=options["class_folders"])
+    try:
+        if not images.is_folder(root):
+            raise DataError(f"data.root {root} {'is a file, not a folder' if root.exists() else 'does not exist'}")
+        train, test, note = _find(root, section, use_classes=options["class_folders"])
+    except ImageError as error:
+        raise DataError(f"data.root: {error}") from error
     names = None if train.classes is None else tuple(sorted({*train.classes, *((test and test.classes) or ())}))
     keep = limit_rows(len(train.paths), section.limit, seed)
     if keep is not None:
@@ -101,9 +104,9 @@ def canvas_size(image_size: int) -> int:
 
 def _find(root: Path, section: DataSection, use_classes: bool) -> tuple[_Listing, _Listing | None, str]:
     """Training files, test files and the protocol in words."""
-    if (root / "train").is_dir():
+    if images.is_folder(root / "train"):
         for name in _TEST_FOLDERS:
-            if (root / name).is_dir():
+            if images.is_folder(root / name):
                 train, test = _listing(root, root / "train"), _listing(root, root / name)
                 if not (use_classes and train.classes and test.classes):
                     return _Listing(root, train.paths, None), None, "none"

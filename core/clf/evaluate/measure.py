@@ -66,7 +66,7 @@ def evaluate_run(run: Run, on: DataSection | None = None) -> Evaluation:
         DataError: the other data set cannot be loaded.
     """
     started = time.monotonic()
-    trained = experiment.load(run)
+    trained = experiment.load(run, same_data=on is None)
     source = trained.data if on is None else _other(on, trained)
     material = _material(source, trained)
     device = run_device(trained.config)
