@@ -11,23 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import clf
 from clf import config as configuration
 from clf.config import Config
 from clf.errors import RunError, did_you_mean
 
 State = Literal["running", "complete", "interrupted", "failed"]
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
 class Run:
@@ -191,54 +183,6 @@ def newest_unfinished(runs_dir: str | Path = "runs") -> Run:
         if run.state() != "complete" and any(run.checkpoints.glob("step-*.pt")):
             return run
     raise RunError(f"there is no unfinished run in {runs_dir} to resume")
-
-
-def new_manifest(config: Config) -> dict[str, Any]:
-    """What is known about a run before it starts."""
-    return {
-        "format": 1,
-        "state": "running",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_line(),
-        "plugin": config.plugin,
-        "seed": config.seed,
-        "clf_version": clf.__version__,
-        "commit": source_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "wall_seconds": 0.0,
-    }
-
-
-def command_line() -> str:
-    """The command as a person would type it again."""
-    program = Path(sys.argv[0]).name
-    words = ["clf" if program in ("clf", "__main__.py") else program, *sys.argv[1:]]
-    return shlex.join(words)
-
-
-def source_commit() -> str | None:
-    """The commit of the source tree that ``clf`` runs from, with ``+`` when it has uncommitted changes."""
-    folder = Path(clf.__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def replace_text(path: Path, text: str) -> Path:

@@ -10,7 +10,6 @@ run that was killed and resumed ends with the same bits as one that was not (on 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from clf import checkpoint, distributed, experiment, optim, plugins, runs
+from clf import checkpoint, distributed, experiment, optim, plugins, provenance, runs
 from clf import config as configuration
 from clf.callbacks import Callback
 from clf.config import Config
@@ -29,7 +28,6 @@ from clf.data.stream import Stream
 from clf.distributed import Ranks
 from clf.errors import CheckpointError, PluginError, RunError, TrainingError
 from clf.experiment import Experiment
-from clf.manifest import sha256_file
 from clf.method import StepOutput
 from clf.monitor import Monitor
 from clf.progress import Progress, loading
@@ -69,7 +67,7 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
         try:
             if ranks.is_main:
                 runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
-                run.write_json("manifest.json", _manifest(what, ranks))
+                run.write_json("manifest.json", provenance.manifest(what, ranks))
             trainer = Trainer(what, run, ranks, watchers)
             trainer.save()
         except BaseException:
@@ -122,7 +120,7 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
 def _check_plugin(run: Run, plugin: str) -> None:
     """Refuses a single-file plugin that was edited since the run began."""
     before = run.manifest().get("plugin_source", {}).get("sha256")
-    if before is not None and before != _plugin_source(plugin).get("sha256"):
+    if before is not None and before != provenance.plugin_source(plugin).get("sha256"):
         raise RunError(
             f"{plugin} has changed since run {run.name!r} was trained with it: restore the file, or train a new run"
         )
@@ -380,41 +378,3 @@ def _default_callbacks(callbacks: Sequence[Callback] | None, ranks: Ranks, plugi
         return list(callbacks)
     offered = plugins.load_plugin(plugin).callbacks
     return [Monitor(), Progress(), *(make() for make in offered)]
-
-
-def _manifest(what: Experiment, ranks: Ranks) -> dict[str, Any]:
-    data = what.data
-    return {
-        **runs.new_manifest(what.config),
-        "plugin_source": _plugin_source(what.config.plugin),
-        "device": _device_name(ranks.device),
-        "threads": torch.get_num_threads(),
-        "world_size": ranks.world_size,
-        "parameters": sum(p.numel() for p in what.method.encoder().parameters()),
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "train_images": len(data.train.images),
-            "test_images": len(data.test.images) if data.test else 0,
-            "split": data.split_note,
-            "image_size": data.image_size,
-            "channels": data.channels,
-            "labelled": data.train.labels is not None,
-            "skipped": [{"path": str(item.path), "reason": item.reason} for item in data.skipped],
-        },
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _plugin_source(name: str) -> dict[str, str]:
-    """Where a method's code came from."""
-    if plugins.is_path(name):
-        path = Path(name).resolve()
-        return {"file": path.name, "sha256": sha256_file(path)}
-    info = plugins.find_plugin(name)
-    return {"distribution": info.distribution, "version": info.version}

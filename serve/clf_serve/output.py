@@ -15,7 +15,6 @@ from clf.errors import DataError, did_you_mean
 from clf.manifest import Manifest
 from clf_serve.engine import Vectors
 
-
 _PREFIX = ".clf-embed-"
 
 

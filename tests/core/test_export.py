@@ -111,7 +111,7 @@ def test_an_earlier_export_is_put_back(
 
     monkeypatch.setattr(Path, "rename", fail)
     wanted = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ExportError
-    with pytest.raises(wanted, match="" if wanted is KeyboardInterrupt else "cannot be written .No space left"):
+    with pytest.raises(wanted, match=None if wanted is KeyboardInterrupt else "No space left"):
         export.export_run(run, out)
     assert (out / "manifest.json").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -123,7 +123,7 @@ def test_a_full_disk_is_not_laid_to_the_backbone(run: Run, tmp_path: Path, monke
 
     monkeypatch.setattr(export, "_by_tracing_export", full)
     monkeypatch.setattr(export, "_by_torchscript", full)
-    with pytest.raises(ExportError, match="cannot be written .No space left on device"):
+    with pytest.raises(ExportError, match=r"cannot be written \(No space left on device\)"):
         export.export_run(run, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -346,7 +347,7 @@ def test_describe_tells_every_setting_with_type_default_and_meaning() -> None:
     assert "2002.05709" in found.text
 
 
-def test_only_the_source_named_as_the_plugin_can_be_reached(install: Install, run_cli: Callable[..., Outcome]) -> None:
+def test_only_the_source_named_as_the_plugin_can_be_reached(install: Install, run_cli: Callable[..., Any]) -> None:
     install_foo(
         install,
         """
