@@ -74,7 +74,7 @@ def export_run(run: Run, out: Path | None = None) -> Path:
             ``out`` holds anything but an earlier export or cannot be written. Nothing is left behind and an earlier
             export stays.
     """
-    trained = experiment.load(run)
+    trained = experiment.load(run, same_data=False)
     folder = out or run.path / "model"
     try:
         _check_target(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +20,8 @@ _PREFIX = ".clf-embed-"
 def writer(path: Path) -> Callable[[Vectors, Sequence[Path], Manifest], None]:
     """The function that writes ``path`` in the format of its suffix; ask before the work begins.
 
-    It writes beside ``path`` and renames, so an earlier file stays until the new one is whole. It raises DataError
-    where that fails, for example on a full disk.
+    It writes beside ``path`` and renames, so an earlier file stays until the new one is whole (a link is replaced). It
+    raises DataError where that fails, for example on a full disk.
 
     Raises:
         DataError: an unknown suffix, a folder that does not exist or cannot be written, or ``path`` is a folder.
@@ -31,23 +30,22 @@ def writer(path: Path) -> Callable[[Vectors, Sequence[Path], Manifest], None]:
         known = ", ".join(_WRITERS)
         raise DataError(f"{path} must end in one of {known}.{did_you_mean(path.suffix, _WRITERS)}")
     write = _WRITERS[path.suffix]
-    target = Path(os.path.realpath(path))  # a link stays one
-    files = [target, target.with_suffix(".json")] if write is _npy else [target]
+    files = [path, path.with_suffix(".json")] if write is _npy else [path]
     try:
-        if not target.parent.is_dir():
+        if not path.parent.is_dir():
             raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
         for file in files:
             if file.is_dir():
                 raise DataError(f"{file} is a folder; name another file with -o")
-        with TemporaryDirectory(prefix=_PREFIX, dir=target.parent):
+        with TemporaryDirectory(prefix=_PREFIX, dir=path.parent):
             pass  # it can be written
     except OSError as error:
         raise _unwritable(path, error) from error
 
     def save(vectors: Vectors, paths: Sequence[Path], manifest: Manifest) -> None:
         try:
-            with TemporaryDirectory(prefix=_PREFIX, dir=target.parent) as name:
-                write(Path(name) / target.name, vectors, paths, manifest)
+            with TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as name:
+                write(Path(name) / path.name, vectors, paths, manifest)
                 for file in files:
                     (Path(name) / file.name).replace(file)
         except OSError as error:

@@ -263,16 +263,6 @@ def test_a_full_disk_leaves_the_earlier_vectors(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"earlier")]
 
 
-def test_a_link_to_an_output_stays_a_link(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "far").mkdir()
-    (tmp_path / "v.npy").symlink_to(tmp_path / "far" / "w.npy")
-
-    assert run("embed", model, photos, "-o", tmp_path / "v.npy")[0] == 0
-
-    assert (tmp_path / "v.npy").is_symlink() and np.load(tmp_path / "far" / "w.npy").shape == (20, DIM)
-    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["w.json", "w.npy"]
-
-
 def test_a_model_that_moved_is_asked_for(run: Run, photos: Path, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     run("index", folder, photos, "-o", tmp_path / "g")
