@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from clf.config import DataSection
 from clf.data import load_source
-from clf.data.shapes import OUTLINES, draw_images
+from clf.data.shapes import CLASSES, draw_images
 from clf.errors import ConfigError
 
 
@@ -45,16 +45,21 @@ def test_other_seeds_give_other_images() -> None:
     assert not np.array_equal(a, b)
 
 
-def test_every_outline_has_an_inside_and_an_outside_and_its_own_form() -> None:
-    v, u = np.mgrid[-1.5:1.5:61j, -1.5:1.5:61j].astype(np.float32)
-    inside = {name: outline(u[None], v[None])[0] < 0 for name, outline in OUTLINES.items()}
-    for name, mask in inside.items():
-        assert 0.05 < mask.mean() < 0.45, name
-        assert not mask[0].any() and not mask[-1].any() and not mask[:, 0].any() and not mask[:, -1].any(), name
-    masks = list(inside.values())
-    for i, a in enumerate(masks):
-        for b in masks[:i]:
-            assert (a & b).sum() / (a | b).sum() < 0.9
+def test_every_class_is_one_outline_with_one_fill_and_no_two_look_alike() -> None:
+    v, u = np.mgrid[-1.5:1.5:121j, -1.5:1.5:121j].astype(np.float32)
+    drawn = {}
+    for name, (outline, fill) in CLASSES.items():
+        inside = outline(u[None], v[None])[0] < 0
+        marked = fill(u[None], v[None])[0] > 0
+        assert 0.1 < inside.mean() < 0.45, name
+        assert not inside[0].any() and not inside[-1].any() and not inside[:, 0].any() and not inside[:, -1].any(), name
+        share = marked[inside].mean()
+        assert share == 0 if name.startswith("plain") else 0.1 < share < 0.6, name
+        drawn[name] = inside.astype(int) + (inside & marked)
+    pictures = list(drawn.values())
+    for i, a in enumerate(pictures):
+        for b in pictures[:i]:
+            assert (a != b).sum() / ((a > 0) | (b > 0)).sum() > 0.09
 
 
 def test_raw_pixels_say_little_about_the_class() -> None:
