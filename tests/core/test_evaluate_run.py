@@ -95,7 +95,7 @@ def test_another_data_set_adds_an_entry_and_is_brought_to_the_runs_format(run: R
 
 def source_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[DataSource], DataSource]) -> None:
     original = experiment.load_data
-    monkeypatch.setattr(experiment, "load_data", lambda section, seed: change(original(section, seed)))
+    monkeypatch.setattr(experiment, "load_data", lambda section, seed, progress=None: change(original(section, seed)))
 
 
 def test_without_labels_the_label_free_figures_are_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
