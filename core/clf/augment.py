@@ -209,11 +209,11 @@ class Augment:
         n = len(draws)
         none = len(strengths)  # an operation of strength 0, or an image without jitter: a block that is left alone
         active = torch.tensor([i if strength > 0 else none for i, strength in enumerate(strengths)])
-        todo = torch.where(draws.jitter[:, None], active[draws.order], none)  # (N, 4)
-        if bool((todo == none).all()):
+        rounds = torch.where(draws.jitter[:, None], active[draws.order], none)  # (N, 4)
+        if bool((rounds == none).all()):
             return x
         place = torch.arange(n)  # place[i]: which image lies in row i at the moment
-        for operations in todo.unbind(1):
+        for operations in rounds.unbind(1):
             target = operations.argsort(stable=True)  # target[i]: the image that will lie in row i
             x = _take(x, place.argsort()[target])
             place = target

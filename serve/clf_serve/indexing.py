@@ -94,13 +94,13 @@ def index_images(
     unread: set[str] = set()
     files = {file.path: file for file in _stat(list_images(source), report, unread)}
     known = gallery.listing()
-    todo = [file.path for file in files.values() if not _same(file, known.get(file.key))]
-    report.unchanged = len(files) - len(todo)
+    changed = [file.path for file in files.values() if not _same(file, known.get(file.key))]
+    report.unchanged = len(files) - len(changed)
     gone = _gone(source, {file.key for file in files.values()} | unread, known)
     if gone:
         report.removed = gallery.delete(gone)
-    begin(len(todo))
-    for chunk in engine.stream(todo, lambda path: _load(engine, files[path]), batch_size):
+    begin(len(changed))
+    for chunk in engine.stream(changed, lambda path: _load(engine, files[path]), batch_size):
         gallery.upsert([loaded.entry(vector) for loaded, vector in zip(chunk.items, chunk.vectors, strict=True)])
         updated = sum(loaded.file.key in known for loaded in chunk.items)
         report.updated += updated

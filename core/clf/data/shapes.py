@@ -1,7 +1,8 @@
 """``shapes``: an embedded, procedural data set, so that everything can be tried without files or network.
 
 Sixteen classes: four outlines (disc, square, triangle, cross) times four fills (plain, striped, checked, dotted), in
-random pose, size, place and colours on a two-colour ramp with noise. A pixel says little about the class.
+random tilt (up to 22.5 degrees), size, place and colours on a two-colour ramp with noise. A pixel says little about
+the class.
 """
 
 from __future__ import annotations
