@@ -237,7 +237,8 @@ def _samples(trained: Experiment) -> tuple[Tensor, NDArray[np.uint8]]:
     splits = [data.train, *([data.test] if data.test else [])]
     picks = [torch.linspace(0, len(split) - 1, min(COMPARED, len(split))).long() for split in splits]
     chosen = [split.rows(rows) for split, rows in zip(splits, picks, strict=True)]
-    return torch.cat([split.clean for split in chosen]), np.concatenate([_served(split, trained) for split in chosen])
+    served = np.concatenate([_served(split, trained) for split in chosen])
+    return torch.cat([split.clean[:] for split in chosen]), served
 
 
 def _served(split: Split, trained: Experiment) -> NDArray[np.uint8]:
@@ -246,7 +247,7 @@ def _served(split: Split, trained: Experiment) -> NDArray[np.uint8]:
     if section.name == "folder" and section.root and split.names:
         root = Path(section.root).expanduser()
         return np.stack([prepare(root / name, size) for name in split.names])
-    array: NDArray[np.uint8] = adapt(split.clean, size, 3).permute(0, 2, 3, 1).numpy()
+    array: NDArray[np.uint8] = adapt(split.clean, size, 3)[:].permute(0, 2, 3, 1).numpy()
     return np.ascontiguousarray(array)
 
 

@@ -68,7 +68,7 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         ImageError: the file is missing, empty, too large, truncated, corrupt or not an image; names the file.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
-    data = _read(source, name, limits.max_bytes)
+    data = _checked(source, name, limits.max_bytes) if isinstance(source, bytes) else read(source, limits)
     try:
         image = _open(data)
         if image is None:
@@ -86,17 +86,41 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         raise ImageError(f"{name} is truncated or corrupt ({_reason(error)})") from error
 
 
+def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """A file's bytes, for those who need them beside the image; :func:`decode` takes them.
+
+    Raises:
+        ImageError: the file is missing, no plain file, unreadable, empty or too large.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device would block
+            raise ImageError(f"{path} is not a file")
+        if found.st_size > limits.max_bytes:
+            raise _too_large(str(path), found.st_size, limits.max_bytes)
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    return _checked(data, str(path), limits.max_bytes)
+
+
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Shorter side to ``size`` (bicubic, antialiased), then the central square: (size, size, 3) uint8.
 
     Only the central square is resampled, so that an image of 1 x 60,000,000 pixels costs no more than its square.
     An image of exactly this size comes back unchanged.
     """
+    return np.array(square(image, size))
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """What :func:`resize` gives, as an image."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.array(square)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
 def prepare(source: Path | bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -117,9 +141,37 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         ImageError: ``folder`` does not exist or is not a folder; it, or a folder below it, cannot be read.
     """
+    return sorted(folder / name for name in walk(folder))
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """The same files one by one, as paths relative to ``folder`` with ``/``, in the same order, for very many files.
+
+    Only the names of the folders on the way to the present file are held in memory.
+
+    Raises:
+        ImageError: as :func:`find_images`.
+    """
     if not is_folder(folder):
         raise ImageError(f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}")
-    return sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
+    top = os.fspath(folder)
+    real = os.path.realpath(top)
+    seen = {real}
+    pending = [("", real, *_entries(top))]  # the present folder last: its prefix, real path, names left, subfolders
+    while pending:
+        prefix, real, names, folders = pending[-1]
+        if not names:
+            pending.pop()
+            continue
+        name = names.pop()
+        if name not in folders:
+            yield prefix + name
+            continue
+        path = os.path.join(top, prefix + name)  # noqa: PTH118
+        below = os.path.realpath(path) if folders[name] else os.path.join(real, name)  # noqa: PTH118
+        if below not in seen:
+            seen.add(below)
+            pending.append((f"{prefix}{name}/", below, *_entries(path)))
 
 
 def is_folder(path: Path) -> bool:
@@ -136,20 +188,33 @@ def is_folder(path: Path) -> bool:
         raise _unreadable(path, error) from error
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    def stop(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # one that was deleted meanwhile is simply gone
-            raise _unreadable(error.filename or folder, error) from error
+def _entries(folder: str) -> tuple[list[str], dict[str, bool]]:
+    """Images and subfolders of one folder, last name first, and of the subfolders whether they may be links."""
+    names, folders = [], {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if _is_folder_entry(entry):
+                    folders[name] = entry.is_symlink() or os.name == "nt"
+                elif os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122
+                    continue
+                names.append(name)
+    except FileNotFoundError:  # deleted meanwhile: simply gone
+        return [], {}
+    except OSError as error:
+        raise _unreadable(error.filename or folder, error) from error
+    names.sort(reverse=True)
+    return names, folders
 
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _unreadable(folder: Path | str, error: OSError) -> ImageError:
@@ -159,22 +224,16 @@ def _unreadable(folder: Path | str, error: OSError) -> ImageError:
     )
 
 
-def _read(source: Path | bytes, name: str, max_bytes: int) -> bytes:
-    if isinstance(source, bytes):
-        data, size = source, len(source)
-    else:
-        try:
-            if not source.is_file():  # a pipe or a device would block
-                raise ImageError(f"{name} {'is not a file' if source.exists() else 'does not exist'}")
-            size = source.stat().st_size
-            data = source.read_bytes() if size <= max_bytes else b""
-        except OSError as error:
-            raise ImageError(f"{name} cannot be read: {error.strerror}") from error
-    if size > max_bytes:
-        raise ImageError(f"{name} has {size / 2**20:.1f} MiB, more than the limit of {max_bytes / 2**20:g} MiB")
+def _checked(data: bytes, name: str, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise _too_large(name, len(data), max_bytes)
     if not data:
         raise ImageError(f"{name} is empty")
     return data
+
+
+def _too_large(name: str, size: int, max_bytes: int) -> ImageError:
+    return ImageError(f"{name} has {size / 2**20:.1f} MiB, more than the limit of {max_bytes / 2**20:g} MiB")
 
 
 def _open(data: bytes) -> Image.Image | None:

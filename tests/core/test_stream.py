@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from clf.augment import Recipe, simclr_recipe
+from clf.data.ahead import DEPTH
+from clf.data.source import Rows
 from clf.data.stream import Stream
 from clf.errors import ConfigError, DataError
 from clf.method import Batch
@@ -104,3 +114,148 @@ def test_a_set_smaller_than_a_batch_is_refused_with_both_numbers() -> None:
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="12 cannot be divided among 5"):
         stream(world_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.sampled_from([1, 2, 4]), st.integers(0, 60), st.integers(0, 3))
+def test_the_ranks_divide_each_batch_without_duplicates(part: int, world_size: int, spare: int, seed: int) -> None:
+    """Whatever the size of the set: ranks are disjoint, together one batch, and an epoch shows no image twice."""
+    n = part * world_size + spare
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    ranks = [Stream(images, [], part * world_size, seed, "cpu", rank, world_size) for rank in range(world_size)]
+    for _ in range(2):
+        seen = torch.cat([s.next().index for _ in range(n // (part * world_size)) for s in ranks])
+        assert len(seen) == len(seen.unique()) == n - n % (part * world_size)
+
+
+class SlowTable:
+    """Images that are read in threads, some batches later than the ones behind them."""
+
+    shape = tuple(IMAGES.shape)
+
+    def __init__(self) -> None:
+        self.reads: list[Tensor] = []
+        self.bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        assert isinstance(rows, Tensor)
+        self.reads.append(rows)
+        time.sleep(0.01 if len(self.reads) % 2 else 0)
+        if self.bad & set(rows.tolist()):
+            raise DataError(f"row {self.bad} cannot be read")
+        return IMAGES[rows]
+
+
+def ahead_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clf-ahead")]
+
+
+@pytest.fixture
+def table() -> Iterator[SlowTable]:
+    yield SlowTable()
+    gc.collect()
+    for thread in ahead_threads():
+        thread.join(5)
+    assert not ahead_threads()
+
+
+def test_reading_ahead_changes_no_batch(table: SlowTable) -> None:
+    resident, ahead = stream(), stream(images=table)
+    for _ in range(9):  # into the third epoch
+        assert same(resident.next(), ahead.next())
+    for position in (3, 3, 4, 20, 0, 1):  # resumed, repeated, gone back
+        resident.position = ahead.position = position
+        assert same(resident.next(), ahead.next()) and ahead.position == position + 1
+    ahead.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_that_read_ahead(table: SlowTable, world_size: int) -> None:
+    alone = stream()
+    ranks = [stream(images=table, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for _ in range(5):
+        whole, parts = alone.next(), [s.next() for s in ranks]
+        assert torch.equal(torch.cat([p.views[0] for p in parts]), whole.views[0])
+    for each in ranks:
+        each.close()
+
+
+def test_the_next_batches_are_read_before_they_are_asked_for(table: SlowTable) -> None:
+    s = stream(images=table)
+    first = s.next()
+    for _ in range(200):
+        if len(table.reads) == 1 + DEPTH:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(table.reads) == 1 + DEPTH  # and no more
+    expected = [first.index] + [stream_at(position).index for position in range(1, 1 + DEPTH)]
+    assert {tuple(rows.tolist()) for rows in table.reads} == {tuple(rows.tolist()) for rows in expected}
+    s.close()
+
+
+def stream_at(position: int) -> Batch:
+    s = stream()
+    s.position = position
+    return s.next()
+
+
+def test_an_error_comes_with_the_batch_it_concerns(table: SlowTable) -> None:
+    s = stream(images=table)
+    table.bad = {int(stream_at(2).index[5])}
+    assert same(s.next(), stream_at(0)) and same(s.next(), stream_at(1))
+    for _ in range(2):  # also when it is tried again
+        with pytest.raises(DataError, match="cannot be read"):
+            s.next()
+        assert s.position == 2
+    table.bad = set()
+    assert same(s.next(), stream_at(2))
+    s.close()
+
+
+def test_the_threads_end_with_the_stream(table: SlowTable) -> None:
+    s = stream(images=table)
+    batch = s.next()
+    assert ahead_threads()
+    del s, batch  # a batch holds its stream, for it can draw views again
+    gc.collect()
+    for thread in ahead_threads():
+        thread.join(5)
+    assert not ahead_threads()
+
+
+def test_a_table_of_some_rows_reads_only_those(table: SlowTable) -> None:
+    some = Rows(table, torch.tensor([7, 3, 9]))
+    assert len(some) == 3 and tuple(some.shape) == (3, 3, 20, 20) and not table.reads
+    assert torch.equal(some[1:], IMAGES[[3, 9]])
+    assert torch.equal(some[torch.tensor([2, 0])], IMAGES[[9, 7]])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_time_is_charged_to_phases(table: SlowTable, resident: bool) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def phases(name: str) -> Iterator[None]:
+        told.append(name)
+        yield
+
+    s = stream(images=IMAGES if resident else table, phases=phases)
+    s.next()
+    assert sorted(told) == ["augment", "copy", "data"]
+    s.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_on_a_gpu_are_those_on_the_cpu(table: SlowTable) -> None:
+    on_cpu = stream()
+    for images in (table, IMAGES):
+        on_gpu = Stream(images, RECIPES, 12, 7, torch.device("cuda"))
+        on_cpu.position = 0
+        for _ in range(3 * DEPTH):  # staging memory is used several times
+            a, b = on_cpu.next(), on_gpu.next()
+            assert b.images.is_cuda and torch.equal(a.images, b.images.cpu()) and torch.equal(a.index, b.index.cpu())
+        on_gpu.close()

@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import cast
 
 from clf.config import DataSection
-from clf.data.source import DataSource, Progress, Skipped, Source, Split, from_arrays
+from clf.data.source import DataSource, Images, ImageTable, Progress, Skipped, Source, Split, from_arrays
 from clf.errors import ConfigError, did_you_mean
 
 __all__ = [
     "DataSource",
+    "ImageTable",
+    "Images",
     "Progress",
     "Skipped",
     "Source",

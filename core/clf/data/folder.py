@@ -1,32 +1,35 @@
 """A folder of image files: flat and unlabelled, one folder a class, or ``train`` and ``test`` with class folders.
 
 Each file is decoded once, in threads, to a *canvas* a little larger than a view, from which views are cropped, and to
-a *clean* image, exactly what :func:`clf.images.prepare` gives. Large sets go to a memory-mapped cache instead of RAM.
+a *clean* image, exactly what :func:`clf.images.prepare` gives. Large sets go to a memory-mapped cache instead of RAM,
+and what that has no room for is decoded whenever it is drawn: the pixels are the same in all three.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clf import images
 from clf.config import DataSection
+from clf.data import cache
+from clf.data.canvases import CANVASES, CLEAN, Store, Table, cache_error, name_keys
+from clf.data.decode import Workers, decode
+from clf.data.listing import ENCODING, Names, list_folder
 from clf.data.source import (
     DataSource,
+    Images,
     Progress,
     Skipped,
     Split,
@@ -35,26 +38,21 @@ from clf.data.source import (
     read_options,
     required_root,
     stratified,
+    take,
 )
-from clf.errors import DataError, ImageError
+from clf.errors import ConfigError, DataError, ImageError
 
 DEFAULT_SIZE = 96
-_MAX_THREADS = 16
+_FORMAT = 2  # of the cache
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
-_OPTIONS: dict[str, Any] = {"class_folders": True, "cache_dir": "", "cache_above_mib": 2048}
+_OPTIONS: dict[str, Any] = {
+    "class_folders": True,
+    "cache_dir": "",
+    "cache_above_mib": 2048,
+    "cache_limit_gib": 50.0,
+}
 
-
-@dataclass(frozen=True)
-class _Listing:
-    """Files below ``root``, with the class of each where folders are classes."""
-
-    root: Path
-    paths: list[Path]
-    classes: list[str] | None
-
-    def rows(self, index: Sequence[int]) -> _Listing:
-        classes = None if self.classes is None else [self.classes[i] for i in index]
-        return _Listing(self.root, [self.paths[i] for i in index], classes)
+Index: TypeAlias = NDArray[np.int64]
 
 
 def load(section: DataSection, seed: int, progress: Progress | None) -> DataSource:
@@ -63,38 +61,36 @@ def load(section: DataSection, seed: int, progress: Progress | None) -> DataSour
     Folders are classes when every image lies in an immediate subfolder and there are two or more of them. Of ``train``
     beside ``test`` or ``val`` (so looked for) the second is the test split. Files that cannot be read are skipped and
     listed. ``data.options``: ``class_folders: false`` ignores the classes; canvases of more than ``cache_above_mib``
-    MiB are kept in files below ``cache_dir`` (default: clf in the user's cache folder).
+    MiB are kept in files below ``cache_dir`` (default: clf in the user's cache folder), where all sets together take
+    ``cache_limit_gib`` GiB at most and the disk keeps 2 GiB free.
 
     Raises:
-        ConfigError: ``data.root`` is not set, or an unknown option.
-        DataError: the folder is missing, is a file, holds a folder that cannot be read, or holds no readable image.
+        ConfigError: ``data.root`` is not set, or an unknown or impossible option.
+        DataError: the folder is missing, is a file, holds a folder that cannot be read, or holds no readable image;
+            the cache cannot be written.
     """
     options = read_options(section, _OPTIONS)
+    for name in ("cache_above_mib", "cache_limit_gib"):
+        if not 0 <= options[name] < math.inf:
+            raise ConfigError(f"data.options.{name} must be 0 or more, got {options[name]}")
     root = required_root(section, "the folder of images")
     try:
         if not images.is_folder(root):
             raise DataError(f"data.root {root} {'is a file, not a folder' if root.exists() else 'does not exist'}")
-        train, test, note = _find(root, section, use_classes=options["class_folders"])
+        found = _find(root, section, use_classes=options["class_folders"])
     except ImageError as error:
         raise DataError(f"data.root: {error}") from error
-    names = None if train.classes is None else tuple(sorted({*train.classes, *((test and test.classes) or ())}))
-    keep = limit_rows(len(train.paths), section.limit, seed)
+    keep = limit_rows(len(found.train), section.limit, seed)
     if keep is not None:
-        train = train.rows(keep.tolist())
-    reader = _Reader(section.image_size or DEFAULT_SIZE, options, names, progress)
-    first = reader.read(train)
-    second = reader.read(test) if test is not None else None
-    return DataSource(
-        name=section.name,
-        image_size=reader.size,
-        channels=3,
-        train=first,
-        test=second,
-        class_names=names,
-        skipped=reader.skipped,
-        fingerprint=reader.digest.hexdigest(),
-        split_note=note,
-    )
+        found = replace(found, train=found.train[keep.numpy()])
+    size = section.image_size or DEFAULT_SIZE
+    wanted = found.names.rows(found.rows)
+    workers = Workers(section.workers)
+    if 3 * len(wanted) * (canvas_size(size) ** 2 + size**2) <= options["cache_above_mib"] * 2**20:
+        pixels = _resident(root, wanted, size, workers, progress)
+    else:
+        pixels = _cached(root, wanted, size, workers, progress, options)
+    return _source(section.name, root, size, found, wanted, pixels)
 
 
 def canvas_size(image_size: int) -> int:
@@ -102,164 +98,168 @@ def canvas_size(image_size: int) -> int:
     return math.ceil(image_size * 8 / 7)
 
 
-def _find(root: Path, section: DataSection, use_classes: bool) -> tuple[_Listing, _Listing | None, str]:
-    """Training files, test files and the protocol in words."""
+@dataclass(frozen=True)
+class _Found:
+    """The files of a set and how they are divided."""
+
+    names: Names
+    train: Index
+    test: Index
+    classes: tuple[str, ...] | None = None
+    labels: NDArray[np.int32] | None = None
+    note: str = "none"
+
+    @property
+    def rows(self) -> Index:
+        """Those of both splits, training first."""
+        return np.concatenate([self.train, self.test])
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """What became of the wanted files."""
+
+    kept: Index
+    """Positions among the wanted files of those that could be read."""
+    images: Images
+    """(len(kept), 3, canvas, canvas)."""
+    clean: Images
+    sha256: Callable[[int], bytes]
+    """Of the contents of a kept file, by its position among the wanted files."""
+    reasons: dict[int, str]
+    """Why others were skipped, by position among the wanted files, rising."""
+    notes: list[str]
+
+
+def _find(root: Path, section: DataSection, use_classes: bool) -> _Found:
     if images.is_folder(root / "train"):
         for name in _TEST_FOLDERS:
             if images.is_folder(root / name):
-                train, test = _listing(root, root / "train"), _listing(root, root / name)
-                if not (use_classes and train.classes and test.classes):
-                    return _Listing(root, train.paths, None), None, "none"
-                return train, test, f"test split: folder {name}"
-    everything = _listing(root, root)
-    if everything.classes is None or not use_classes:
-        return _Listing(root, everything.paths, None), None, "none"
-    labels = torch.from_numpy(np.unique(everything.classes, return_inverse=True)[1])
-    rows, held_out = stratified(labels, section.test_fraction)
-    if len(held_out) == 0:
-        return everything, None, "none"
-    note = held_out_note(section.test_fraction)
-    return everything.rows(rows.tolist()), everything.rows(held_out.tolist()), note
+                return _divided(root, name, use_classes)
+    listing = list_folder(root)
+    everything, nothing = np.arange(len(listing)), np.arange(0)
+    if listing.labels is None or not use_classes:
+        return _Found(listing.names, everything, nothing)
+    train, test = stratified(torch.from_numpy(listing.labels), section.test_fraction)
+    note = held_out_note(section.test_fraction) if len(test) else "none"
+    return _Found(listing.names, train.numpy(), test.numpy(), listing.classes, listing.labels, note)
 
 
-def _listing(root: Path, folder: Path) -> _Listing:
-    paths = images.find_images(folder)
-    if not paths:
-        raise DataError(
-            f"{folder} holds no images; files are known by their ending: {' '.join(sorted(images.SUFFIXES))}"
-        )
-    parts = [path.relative_to(folder).parts for path in paths]
-    classes = [part[0] for part in parts]
-    labelled = all(len(part) == 2 for part in parts) and len(set(classes)) >= 2
-    return _Listing(root, paths, classes if labelled else None)
+def _divided(root: Path, test_folder: str, use_classes: bool) -> _Found:
+    """``train`` beside a test folder; without classes in both there is nothing to test, and the latter is left out."""
+    listing = list_folder(root, "train", test_folder)
+    in_train = np.fromiter((name.startswith("train/") for name in listing.names), bool, len(listing))
+    train, test = in_train.nonzero()[0], (~in_train).nonzero()[0]
+    if listing.labels is None or not use_classes:
+        return _Found(listing.names, train, test[:0])
+    return _Found(listing.names, train, test, listing.classes, listing.labels, f"test split: folder {test_folder}")
 
 
-class _Reader:
-    """Decodes listings; collects what was skipped and a digest of all contents."""
+def _resident(root: Path, names: Names, size: int, workers: Workers, progress: Progress | None) -> _Pixels:
+    """All images in memory."""
+    n = len(names)
+    canvases, clean = (np.empty((n, 3, side, side), np.uint8) for side in (canvas_size(size), size))
 
-    def __init__(
-        self, size: int, options: dict[str, Any], class_names: tuple[str, ...] | None, progress: Progress | None
-    ):
-        self.size = size
-        self.canvas = canvas_size(size)
-        self.skipped: list[Skipped] = []
-        self.digest = hashlib.sha256()
-        self._cache = _cache_folder(options["cache_dir"])
-        self._ram = options["cache_above_mib"] * 2**20
-        self._numbers = {name: i for i, name in enumerate(class_names or ())}
-        self._progress = progress
-
-    def read(self, listing: _Listing) -> Split:
-        n = len(listing.paths)
-        if 3 * n * (self.canvas**2 + self.size**2) <= self._ram:
-            canvases, clean = (np.empty((n, 3, side, side), np.uint8) for side in (self.canvas, self.size))
-            sums = self._decode(listing, canvases, clean)
-        else:
-            canvases, clean, sums = self._cached(listing)
-        kept = self._account(listing, sums)
-        if not kept:
-            first = self.skipped[-1]
-            raise DataError(f"none of the {n} images in {listing.root} can be read, e.g. {first.path} {first.reason}")
-        labels = None
-        if listing.classes is not None:
-            labels = torch.tensor([self._numbers[listing.classes[i]] for i in kept])
-        return Split(
-            images=torch.from_numpy(canvases[: len(kept)]),
-            clean=torch.from_numpy(clean[: len(kept)]),
-            labels=labels,
-            names=[_name(listing, i) for i in kept],
-        )
-
-    def _account(self, listing: _Listing, sums: list[dict[str, str]]) -> list[int]:
-        """Lists the skipped files, adds the others to the digest; returns the rows that were read."""
-        kept = []
-        for i, entry in enumerate(sums):
-            if "skipped" in entry:
-                self.skipped.append(Skipped(_name(listing, i), entry["skipped"]))
-                continue
-            self.digest.update(f"{_name(listing, i)}\0{entry['sha256']}\n".encode())
-            kept.append(i)
-        return kept
-
-    def _decode(self, listing: _Listing, canvases: NDArray[np.uint8], clean: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """Fills the first rows of both arrays with what can be read; for each file its SHA-256 or why not."""
-
-        def one(i: int) -> dict[str, str]:
-            path = listing.paths[i]
+    def read(chunk: Sequence[int]) -> list[bytes | str]:
+        """The checksum of each file, or why it cannot be used."""
+        found: list[bytes | str] = []
+        for i in chunk:
+            path = root / names[i]
             try:
-                image = images.decode(path)
+                picture = decode(path)
             except ImageError as error:
-                return {"skipped": str(error).removeprefix(f"{path} ")}
-            canvases[i] = images.resize(image, self.canvas).transpose(2, 0, 1)
-            clean[i] = images.resize(image, self.size).transpose(2, 0, 1)
-            with path.open("rb") as file:
-                return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+                found.append(str(error).removeprefix(f"{path} "))
+                continue
+            picture.square(canvases[i])
+            picture.square(clean[i])
+            found.append(picture.sha256)
+        return found
 
-        n = len(listing.paths)
-        sums = []
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
-            for done, entry in enumerate(pool.map(one, range(n)), start=1):
-                sums.append(entry)
-                if self._progress is not None:
-                    self._progress(done, n)
-        kept = [i for i, entry in enumerate(sums) if "skipped" not in entry]
-        for new, old in enumerate(kept):
-            if new != old:  # moved up in place: no second copy of a large array
-                canvases[new], clean[new] = canvases[old], clean[old]
-        return sums
-
-    def _cached(self, listing: _Listing) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, str]]]:
-        """Both arrays as files, made once for these files in this state and mapped into memory copy-on-write."""
-        folder = self._cache / self._key(listing)
-        if not folder.is_dir():
-            self._fill(listing, folder)
-        canvases, clean = (np.load(folder / f"{kind}.npy", mmap_mode="c") for kind in ("canvases", "clean"))
-        return canvases, clean, json.loads((folder / "files.json").read_text())
-
-    def _fill(self, listing: _Listing, folder: Path) -> None:
-        n = len(listing.paths)
-        partial = None
-        try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=self._cache, prefix="partial-"))
-            arrays = [
-                np.lib.format.open_memmap(partial / f"{kind}.npy", "w+", np.uint8, (n, 3, side, side))
-                for kind, side in (("canvases", self.canvas), ("clean", self.size))
-            ]
-            sums = self._decode(listing, *arrays)
-            for array in arrays:
-                array.flush()
-            (partial / "files.json").write_text(json.dumps(sums))
-            if not folder.is_dir():  # another process may have been faster
-                partial.rename(folder)
-        except OSError as error:
-            if not folder.is_dir():
-                raise DataError(
-                    f"the image cache {self._cache} cannot be written ({error.strerror}); "
-                    f"set data.options.cache_dir to a folder with room"
-                ) from error
-        finally:
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
-
-    def _key(self, listing: _Listing) -> str:
-        """Changes with the files, their order, sizes and times, the image size, and Pillow."""
-        digest = hashlib.sha256(f"1 {self.size} {self.canvas} {PIL.__version__}".encode())
-        for path, stat in _stats(listing.paths):
-            digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:32]
+    found: list[bytes | str] = []
+    for part in workers.over(read, n):
+        for each in part:
+            found.append(each)
+            if progress is not None:
+                progress(len(found), n)
+    sums = {i: each for i, each in enumerate(found) if isinstance(each, bytes)}
+    for new, old in enumerate(sums):
+        if new != old:  # moved up in place: no second copy of a large array
+            canvases[new], clean[new] = canvases[old], clean[old]
+    return _Pixels(
+        kept=np.array(list(sums), np.int64),
+        images=torch.from_numpy(canvases[: len(sums)]),
+        clean=torch.from_numpy(clean[: len(sums)]),
+        sha256=sums.__getitem__,
+        reasons={i: each for i, each in enumerate(found) if isinstance(each, str)},
+        notes=[],
+    )
 
 
-def _stats(paths: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in paths:
-        try:
-            yield path.resolve(), path.stat()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+def _cached(
+    root: Path, names: Names, size: int, workers: Workers, progress: Progress | None, options: dict[str, Any]
+) -> _Pixels:
+    """Images in the cache, as far as it has room for them."""
+    folder, sides = _cache_folder(options["cache_dir"]), (canvas_size(size), size)
+    key = hashlib.sha256(f"{_FORMAT} {sides} {PIL.__version__} {root.resolve()}".encode(*ENCODING)).hexdigest()[:32]
+    row_bytes, limit = [3 * side * side for side in sides], int(options["cache_limit_gib"] * 2**30)
+    try:
+        place = cache.take_place(folder, key, name_keys(names), row_bytes, limit)
+        store = Store(place, root, names, sides, workers)
+    except OSError as error:
+        raise cache_error(folder, error) from error
+    store.fill(progress)
+    reasons = store.skipped()
+    kept = np.setdiff1d(np.arange(len(names)), np.fromiter(reasons, np.int64))
+    stored = int(store.stored[kept].sum())
+    notes = []
+    if stored < len(kept):
+        bound = f"the free space of {folder}" if place.short_of_disk else "data.options.cache_limit_gib"
+        notes.append(
+            f"{stored:,} of {len(kept):,} images are in the cache, as many as {bound} allows; the others are decoded "
+            "anew each time they are drawn, which is slower and changes nothing else"
+        )
+    canvases, clean = (Table(store, kind, side, kept) for kind, side in zip((CANVASES, CLEAN), sides, strict=True))
+    return _Pixels(kept, canvases, clean, store.sha256, reasons, notes)
 
 
-def _name(listing: _Listing, i: int) -> str:
-    return listing.paths[i].relative_to(listing.root).as_posix()
+def _source(name: str, root: Path, size: int, found: _Found, wanted: Names, pixels: _Pixels) -> DataSource:
+    digest = hashlib.sha256()
+    for i in pixels.kept.tolist():
+        digest.update(f"{wanted[i]}\0{pixels.sha256(i).hex()}\n".encode("utf-8", "surrogateescape"))
+    skipped = [Skipped(wanted[i], reason) for i, reason in pixels.reasons.items()]
+    border = len(found.train)
+    splits = []
+    for first, last in ((0, border), (border, len(wanted))):
+        rows = ((pixels.kept >= first) & (pixels.kept < last)).nonzero()[0]
+        if last > first and not len(rows):
+            example = next(item for i, item in zip(pixels.reasons, skipped, strict=True) if first <= i < last)
+            raise DataError(
+                f"none of the {last - first} images in {root} can be read, e.g. {example.path} {example.reason}"
+            )
+        splits.append(_split(found, wanted, pixels, rows))
+    return DataSource(
+        name=name,
+        image_size=size,
+        channels=3,
+        train=splits[0],
+        test=splits[1] if len(found.test) else None,
+        class_names=found.classes,
+        skipped=skipped,
+        fingerprint=digest.hexdigest(),
+        split_note=found.note,
+        notes=pixels.notes,
+    )
+
+
+def _split(found: _Found, wanted: Names, pixels: _Pixels, rows: Index) -> Split:
+    """The kept files of one split; they stand one after the other."""
+    kept = pixels.kept[rows]
+    labels = None if found.labels is None else torch.from_numpy(found.labels[found.rows[kept]].astype(np.int64))
+    if isinstance(pixels.images, Tensor) and len(rows):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        return Split(pixels.images[part], pixels.clean[part], labels, wanted.rows(kept))
+    index = torch.from_numpy(rows)
+    return Split(take(pixels.images, index), take(pixels.clean, index), labels, wanted.rows(kept))
 
 
 def _cache_folder(chosen: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clf import images
 from clf.config import DataSection
+from clf.data.listing import Names
 from clf.errors import ConfigError, DataError, did_you_mean
 from clf.random import generator
 
@@ -23,17 +24,58 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)`` while a source is read."""
 
 
+class ImageTable(Protocol):
+    """uint8 images that need not be in memory: those asked for come as a tensor. A uint8 tensor is such a table."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, C, H, W)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Tensor, /) -> Tensor:
+        """(m, C, H, W) uint8 for a slice or for (m,) int64 row numbers. Safe to call from several threads."""
+        ...
+
+
+Images: TypeAlias = Tensor | ImageTable
+
+
+class Rows:
+    """Some rows of a table, as a table: nothing is read before it is asked for."""
+
+    def __init__(self, table: ImageTable, index: Tensor) -> None:
+        self._table = table
+        self._index = index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._index), *self._table.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return self._table[self._index[rows]]
+
+
+def take(images: Images, index: Tensor) -> Images:
+    """Some of the images: of a tensor a tensor, of a table a table."""
+    return images[index] if isinstance(images, Tensor) else Rows(images, index)
+
+
 @dataclass(frozen=True)
 class Split:
     """Images of one split, in two forms, and what is known of them."""
 
-    images: Tensor
+    images: Images
     """(n, C, H, W) uint8 canvases that views are cropped from."""
-    clean: Tensor
+    clean: Images
     """(n, C, S, S) uint8 as evaluation and serving see them; S is the image size."""
     labels: Tensor | None = None
     """(n,) int64; -1 where unknown (STL-10's unlabelled part)."""
-    names: list[str] | None = None
+    names: Sequence[str] | None = None
     """Relative path or id of each image."""
 
     def __len__(self) -> int:
@@ -41,12 +83,12 @@ class Split:
 
     def rows(self, index: Tensor) -> Split:
         """Some of the images."""
-        clean = self.clean[index]
+        clean = take(self.clean, index)
         return Split(
-            images=clean if self.images is self.clean else self.images[index],
+            images=clean if self.images is self.clean else take(self.images, index),
             clean=clean,
             labels=None if self.labels is None else self.labels[index],
-            names=None if self.names is None else [self.names[i] for i in index.tolist()],
+            names=None if self.names is None else _names(self.names, index),
         )
 
     def labelled(self) -> Split | None:
@@ -80,6 +122,8 @@ class DataSource:
     """SHA-256 over the source's images and labels; for folders over names and files' contents."""
     split_note: str = "none"
     """The protocol in words: where the test split comes from."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the person who trains, for instance that a cache is too small."""
 
 
 class Source(Protocol):
@@ -153,8 +197,9 @@ def stratified(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     the same split whatever the run's seed is, so that runs of several seeds can be compared.
     """
     test = []
-    for label in sorted(set(labels.tolist())):
-        rows = (labels == label).nonzero()[:, 0]
+    values, counts = torch.unique(labels, return_counts=True)  # rising
+    by_class = torch.split(labels.argsort(stable=True), counts.tolist())
+    for label, rows in zip(values.tolist(), by_class, strict=True):
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1) if fraction > 0 else 0
         shuffled = rows[torch.randperm(len(rows), generator=generator(0, "hold out", label))]
         test.append(shuffled[:count])
@@ -207,6 +252,10 @@ def clean_images(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         out[i] = np.atleast_3d(images.resize(picture, size)).transpose(2, 0, 1)
     return out
+
+
+def _names(names: Sequence[str], index: Tensor) -> Sequence[str]:
+    return names.rows(index.numpy()) if isinstance(names, Names) else [names[i] for i in index.tolist()]
 
 
 def _split(part: tuple[NDArray[np.uint8], NDArray[np.int64] | None], size: int, names: list[str] | None) -> Split:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from clf.augment import Augment, Draws, Recipe
+from clf.data.ahead import ReadAhead
+from clf.data.source import Images
 from clf.errors import ConfigError, DataError
 from clf.method import Batch
+from clf.phases import Phases, unmeasured
 from clf.random import generator
 
 _RESIDENT_SHARE = 0.5  # of the device's free memory; a set that needs more stays in main memory
@@ -21,12 +24,15 @@ class Stream:
 
     A rank's batch is its part of the batch that one process would draw: the order of epoch e comes from the purpose
     ("order", e), the draws of a view from ("augment", position, view) for all M rows. ``position``, the number of
-    batches drawn so far, is the only state; set it to resume.
+    batches drawn so far, is the only state; set it to resume. Images that lie on the device are taken from there;
+    others are read ahead by threads, which changes no batch and ends with :meth:`close` or with the stream.
 
     Args:
-        source_images: (n, C, H, W) uint8. Kept on ``device`` when it fits there.
+        source: (n, C, H, W) uint8, a tensor or a table. A tensor is kept on ``device`` when it fits there.
         recipes: one for each view.
         batch_size: M, images in a batch on all ranks together.
+        compiled: whether the augmentation is compiled.
+        phases: what the time is charged to: data (waiting for raw images), copy and augment.
 
     Raises:
         DataError: there are fewer images than one batch needs.
@@ -35,7 +41,7 @@ class Stream:
 
     def __init__(
         self,
-        source_images: Tensor,
+        source: Images,
         recipes: Sequence[Recipe],
         batch_size: int,
         seed: int,
@@ -43,8 +49,11 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         dtype: torch.dtype = torch.float32,
+        *,
+        compiled: bool = False,
+        phases: Phases = unmeasured,
     ) -> None:
-        n = len(source_images)
+        n = len(source)
         if n < batch_size:
             raise DataError(
                 f"the training set has {n} images, fewer than one batch of {batch_size}: "
@@ -53,33 +62,53 @@ class Stream:
         if batch_size % world_size:
             raise ConfigError(f"train.batch_size {batch_size} cannot be divided among {world_size} processes")
         self.device = torch.device(device)
-        self.images = source_images.to(self.device) if _fits(source_images, self.device) else source_images
         self.batch_size = batch_size
         self.steps_per_epoch = n // batch_size
         self.position = 0
-        self._augments = [Augment(recipe) for recipe in recipes]
+        self._augments = [Augment(recipe, compiled) for recipe in recipes]
         self._seed = seed
         self._dtype = dtype
+        self._phases = phases
         local = batch_size // world_size
         self._local = slice(rank * local, (rank + 1) * local)
-        self._order = lru_cache(maxsize=1)(self._shuffle)
+        order = lru_cache(maxsize=2)(partial(_shuffle, n, seed))  # two, for reading ahead crosses the end of an epoch
+        self._rows = partial(_rows, order, self.steps_per_epoch, batch_size, self._local)
+        self._resident = source.to(self.device) if isinstance(source, Tensor) and _fits(source, self.device) else None
+        self._ahead = None if self._resident is not None else ReadAhead(source, self._rows, self.device)
 
     def next(self) -> Batch:
-        """The batch at ``position``, which moves on by one."""
-        epoch, step = divmod(self.position, self.steps_per_epoch)
-        index = self._order(epoch)[step * self.batch_size :][self._local]
-        images = self.images[index.to(self.images.device, non_blocking=True)].to(self.device, non_blocking=True)
-        draws = [
-            augment.recipe.draw(self.batch_size, generator(self._seed, "augment", self.position, view))
-            for view, augment in enumerate(self._augments)
-        ]
+        """The batch at ``position``, which moves on by one.
+
+        Raises:
+            DataError: an image that has to be decoded has vanished or changed.
+        """
+        index, images = self._raw(self.position)
+        with self._phases("augment"):
+            draws = [
+                augment.recipe.draw(self.batch_size, generator(self._seed, "augment", self.position, view))
+                for view, augment in enumerate(self._augments)
+            ]
+            views = self._views(images, [d.rows(self._local) for d in draws])
         self.position += 1
-        return Batch(
-            views=self._views(images, [d.rows(self._local) for d in draws]),
-            index=index.to(self.device, non_blocking=True),
-            images=images,
-            augment=self._augment,
-        )
+        return Batch(views=views, index=index, images=images, augment=self._augment)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead. The stream is of no further use."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _raw(self, position: int) -> tuple[Tensor, Tensor]:
+        """Row numbers (N,) and raw images (N, C, H, W) on the device."""
+        if self._resident is not None:
+            with self._phases("copy"):
+                index = self._rows(position).to(self.device, non_blocking=True)
+            with self._phases("data"):
+                return index, self._resident[index]
+        assert self._ahead is not None
+        with self._phases("data"):
+            index, images = self._ahead.get(position)
+        with self._phases("copy"):
+            return index.to(self.device, non_blocking=True), images.to(self.device, non_blocking=True)
 
     def _augment(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, ...]:
         return self._views(images, [augment.recipe.draw(len(images), source) for augment in self._augments])
@@ -87,8 +116,15 @@ class Stream:
     def _views(self, images: Tensor, draws: Sequence[Draws]) -> tuple[Tensor, ...]:
         return tuple(augment(images, d, self._dtype) for augment, d in zip(self._augments, draws, strict=True))
 
-    def _shuffle(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=generator(self._seed, "order", epoch))
+
+def _shuffle(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, "order", epoch))
+
+
+def _rows(order: Callable[[int], Tensor], steps_per_epoch: int, batch_size: int, local: slice, position: int) -> Tensor:
+    """This rank's row numbers (N,) of the batch at a position."""
+    epoch, step = divmod(position, steps_per_epoch)
+    return order(epoch)[step * batch_size :][local]
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clf.data import Images
+
 
 @torch.no_grad()
-def encode(encoder: nn.Module, images: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Tensor:
+def encode(encoder: nn.Module, images: Images, batch_size: int = 256, device: str | torch.device = "cpu") -> Tensor:
     """The encoder's features in evaluation mode. The mode of every submodule is restored, also after an error.
 
     Args:
         encoder: (N, C, S, S) in [0, 1] -> (N, D), on ``device`` already.
-        images: (n, C, S, S) uint8, on any device.
+        images: (n, C, S, S) uint8, a tensor on any device or a table.
         batch_size: images in one forward pass.
 
     Returns:
@@ -24,11 +26,15 @@ def encode(encoder: nn.Module, images: Tensor, batch_size: int = 256, device: st
     Raises:
         ValueError: there are no images, or they are not uint8 (n, C, S, S).
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(f"uint8 images (n, C, S, S) are needed, got {images.dtype} {tuple(images.shape)}")
+    n, first = len(images), images[:1]
+    if first.dtype != torch.uint8 or first.ndim != 4 or not n:
+        raise ValueError(f"uint8 images (n, C, S, S) are needed, got {first.dtype} {tuple(images.shape)}")
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
     with evaluation_mode(encoder):
-        parts = [encoder(part.to(device).to(dtype) / 255).float().cpu() for part in torch.split(images, batch_size)]
+        parts = [
+            encoder(images[i : i + batch_size].to(device).to(dtype) / 255).float().cpu()
+            for i in range(0, n, batch_size)
+        ]
     return torch.cat(parts)
 
 

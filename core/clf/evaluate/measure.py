@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import clf
 from clf import diagnostics, experiment
 from clf.config import Config, DataSection
-from clf.data import DataSource
+from clf.data import DataSource, Images
 from clf.data.stream import Stream
 from clf.diagnostics import Diagnostics
 from clf.evaluate.features import encode
@@ -36,8 +36,8 @@ PAIRS = 500
 class Material:
     """The clean images of one evaluation in the encoder's format."""
 
-    bank: Tensor  # (n, C, S, S) uint8
-    queries: Tensor  # (m, C, S, S) uint8; empty without a test split
+    bank: Images  # (n, C, S, S) uint8
+    queries: Images  # (m, C, S, S) uint8; empty without a test split
     bank_labels: Tensor | None  # (n,) int64
     query_labels: Tensor | None  # (m,) int64
 
@@ -207,6 +207,7 @@ def first_views(what: Experiment, count: int) -> tuple[Tensor, tuple[Tensor, ...
     batch_size = min(what.config.train.batch_size, len(images))
     stream = Stream(images, what.recipes, batch_size, what.config.seed, torch.device("cpu"))
     batches = [stream.next() for _ in range(min(-(-count // batch_size), len(images) // batch_size))]
+    stream.close()
     index = torch.cat([batch.index for batch in batches])[:count]
     views = zip(*[batch.views for batch in batches], strict=True)
     return index, tuple((torch.cat(v)[:count] * 255).round().to(torch.uint8) for v in views)

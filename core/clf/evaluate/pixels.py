@@ -6,22 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clf.data import Images
+
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue; the exported graph uses the same."""
 LARGEST_RAW = 32
 """Larger images are averaged down to this side before their pixels serve as features."""
 
 
-def adapt(images: Tensor, image_size: int, channels: int) -> Tensor:
+def adapt(images: Images, image_size: int, channels: int) -> Images:
     """Clean images of any set as an encoder of another set takes them.
 
     Args:
-        images: (n, C, H, W) uint8 with C of 1 or 3.
+        images: (n, C, H, W) uint8 with C of 1 or 3, a tensor or a table.
 
     Returns:
         (n, channels, image_size, image_size) uint8. Grey is repeated, colour becomes its luma; another size is
-        resampled with antialiased bicubic interpolation, as :func:`clf.images.resize` does for files.
+        resampled with antialiased bicubic interpolation, as :func:`clf.images.resize` does for files. Images that are
+        of this shape come back as they are, a table unread.
     """
+    if tuple(images.shape[1:]) == (channels, image_size, image_size):
+        return images
+    images = images[:]
     if channels == 3 and images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     elif channels == 1 and images.shape[1] == 3:
@@ -38,12 +44,12 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def raw_pixels(images: Tensor) -> Tensor:
+def raw_pixels(images: Images) -> Tensor:
     """(n, C, S, S) uint8 -> (n, C*S*S) float32 in [0, 1]; images above LARGEST_RAW pixels are averaged down first."""
-    if images.shape[-1] > LARGEST_RAW:
+    if len(images) and images.shape[-1] > LARGEST_RAW:
         parts = [
-            F.interpolate(part.float(), size=(LARGEST_RAW, LARGEST_RAW), mode="area")
-            for part in torch.split(images, 256)
+            F.interpolate(images[i : i + 256].float(), size=(LARGEST_RAW, LARGEST_RAW), mode="area")
+            for i in range(0, len(images), 256)
         ]
         return torch.cat(parts).flatten(1) / 255
-    return images.flatten(1).float() / 255
+    return images[:].flatten(1).float() / 255

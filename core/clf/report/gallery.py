@@ -105,14 +105,14 @@ def _views(what: Experiment) -> list[tuple[Picture, list[Picture]]]:
 
 
 def _picture(split: Split, i: int, what: Experiment) -> Picture:
-    return Picture(split.clean[i], _class_name(split, i, what) or (split.names[i] if split.names else ""))
+    return Picture(split.clean[i : i + 1][0], _class_name(split, i, what) or (split.names[i] if split.names else ""))
 
 
 def _hit(bank: Split, row: int, cosine: float, queries: Split, i: int, what: Experiment) -> Picture:
     right = None
     if bank.labels is not None and queries.labels is not None and min(bank.labels[row], queries.labels[i]) >= 0:
         right = bool(bank.labels[row] == queries.labels[i])
-    return Picture(bank.clean[row], f"{cosine:.2f}", right)
+    return Picture(bank.clean[row : row + 1][0], f"{cosine:.2f}", right)
 
 
 def _class_name(split: Split, i: int, what: Experiment) -> str:

@@ -1,0 +1,102 @@
+"""Image files to canvases in threads: each file is read once and decoded once, and hashed from the bytes read.
+
+Pillow gives up Python's interpreter lock while it decodes and resamples, numpy while it copies, and hashlib and zlib
+while they sum, so that threads use the cores without a second copy of anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from clf import images
+from clf.errors import ImageError
+
+CHUNK = 16
+"""Files that a thread takes at a time."""
+_MOST_THREADS = 32
+_AHEAD = 2  # chunks a thread that wait in line, so that no thread runs dry
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+class UnreadableError(ImageError):
+    """A file cannot be read just now; nothing is said of what it holds."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file."""
+
+    image: Image
+    sha256: bytes
+    """Of the file's bytes."""
+
+    def square(self, out: NDArray[np.uint8]) -> None:
+        """Writes the central square into ``out`` (3, side, side)."""
+        square = images.square(self.image, out.shape[1])
+        for plane, channel in zip(out, "RGB", strict=True):  # by planes in half the time of a transposed copy
+            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(plane.shape)
+
+
+def decode(path: Path) -> Picture:
+    """A file as :func:`clf.images.decode` sees it, with its checksum.
+
+    Raises:
+        UnreadableError: the file is missing or cannot be read.
+        ImageError: it is no image, or a damaged one.
+    """
+    try:
+        data = images.read(path)
+    except ImageError as error:
+        raise UnreadableError(str(error)) from error
+    try:
+        return Picture(images.decode(data), hashlib.sha256(data).digest())
+    except ImageError as error:
+        raise ImageError(str(error).replace("the image", str(path), 1)) from error
+
+
+def default_workers() -> int:
+    """Threads where ``data.workers`` is not set: this process's part of the cores, at most 32."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _MOST_THREADS))
+
+
+class Workers:
+    """Threads that decode. They end when this object is gone."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count or default_workers()
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="clf-decode")
+
+    def map(self, function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+        """Results in the order of the jobs; the jobs are asked for as threads get free, and dropped after an error."""
+        running: deque[Future[R]] = deque()
+        try:
+            for job in jobs:
+                running.append(self._pool.submit(function, job))
+                if len(running) > (1 + _AHEAD) * self.count:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+            for future in running:
+                if not future.cancelled():
+                    future.exception()  # waits: a thread may still be writing
+
+    def over(self, function: Callable[[Sequence[int]], R], n: int, chunk: int = CHUNK) -> Iterator[R]:
+        """``function`` over the numbers 0 to n - 1 in chunks."""
+        return self.map(function, (range(start, min(start + chunk, n)) for start in range(0, n, chunk)))
