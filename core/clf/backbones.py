@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from clf.chunking import in_chunks
+from clf.compiling import compile_in_place
 from clf.config import BackboneSection
 from clf.errors import ConfigError, did_you_mean
 from clf.random import derive_seed
@@ -41,13 +43,33 @@ class Backbone(nn.Module):
         self.name = name
         self.channels = channels
         self.image_size = image_size
+        self.chunk_size: int | None = None
+        self.channels_last = False
         self.register_buffer("mean", _per_channel(mean, channels), persistent=False)
         self.register_buffer("std", _per_channel(std, channels), persistent=False)
         self.dim = self._probe()
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.model((x - self.mean) / self.std)  # (N, D)
+        x = (x - self.mean) / self.std
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        h: Tensor = in_chunks(self.model, x, self.chunk_size) if self.chunk_size else self.model(x)  # (N, D)
         return h
+
+    def accelerate(self, *, channels_last: bool, chunk_size: int | None, compiled: bool) -> None:
+        """How the engine runs it; what it computes stays the same (see :mod:`clf.chunking` for batch norm).
+
+        Args:
+            channels_last: keep pixels and weights in the order N, H, W, C, which convolution kernels prefer.
+            chunk_size: rows at a time; None = all.
+            compiled: by torch.compile, at the first call. A deep copy made before is not.
+        """
+        self.chunk_size = chunk_size
+        self.channels_last = channels_last
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compiled:
+            compile_in_place(self.model)
 
     def _probe(self) -> int:
         """D, found by a forward pass in eval mode, because timm's ``num_features`` is not always the output's."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from clf.errors import ConfigError, did_you_mean
@@ -42,6 +42,9 @@ class DataSection(Section):
     )
     download: bool = Field(False, description="fetch a torchvision set when it is not under data.root")
     limit: int | None = Field(None, ge=1, description="use only the first so many training images of a seeded shuffle")
+    workers: int | None = Field(
+        None, ge=1, description="threads that decode image files; derived: one a core, at most 32"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further settings of the source")
 
 
@@ -64,13 +67,29 @@ class TrainSection(Section):
     accumulate: int = Field(
         1, ge=1, description="micro-batches per optimiser step; each is its own contrastive batch of batch_size images"
     )
-    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16 = autocast; fp64 is for proofs")
+    chunk_size: int | None = Field(
+        None,
+        ge=1,
+        description="rows encoded at a time, to fit a large batch into small memory; same loss and gradient, the "
+        "encoder runs forward twice, its batch norm sees one chunk; null: all rows at once",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
+        "auto", description="bf16 = autocast; fp64 is for proofs; auto: bf16 on CUDA, else fp32"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of encoder and augmentation; auto: on CUDA where a C compiler and triton are"
+    )
     clip_grad_norm: float | None = Field(None, gt=0, description="largest global gradient norm of a parameter group")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; derived: torch's own choice")
-    channels_last: bool | None = Field(None, description="memory format of images; derived: on for CUDA")
+    channels_last: bool | None = Field(None, description="memory format of images; derived: on, except on mps")
     deterministic: bool = Field(True, description="prefer deterministic kernels; on a CPU a run repeats bit for bit")
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="epochs between checkpoints; null: as few as one, so that they take 2 % of the time at most",
+    )
+    checkpoint_minutes: float = Field(10.0, ge=0, description="minutes between checkpoints at most, in long epochs")
     max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps, before train.epochs")
 
 
@@ -115,9 +134,28 @@ class AugmentSection(Section):
 
 class MonitorSection(Section):
     log_every: int = Field(10, ge=1, description="optimiser steps between records of the loss; each is their mean")
-    knn_every: int = Field(5, ge=0, description="epochs between k-NN measurements where labels exist; 0 = never")
+    knn_every: int | None = Field(
+        None,
+        ge=0,
+        description="epochs between measurements: collapse, and k-NN where labels exist; 0 = never; derived: as often "
+        "as takes less than 1 % of the training, and at its end",
+    )
     knn_k: int = Field(20, ge=1, description="neighbours that vote")
-    max_images: int = Field(5000, ge=10, description="images of the k-NN bank and of the queries, at most, each")
+    max_images: int | None = Field(
+        None,
+        ge=10,
+        description="images of the k-NN bank and of the queries, at most, each; derived: with knn_every, at most 5000",
+    )
+    stop_on_collapse: bool = Field(
+        False, description="end the training when two measurements in a row find the representation collapsed"
+    )
+
+    @field_validator("stop_on_collapse")
+    @classmethod
+    def _measured(cls, stop: bool, info: ValidationInfo) -> bool:
+        if stop and info.data.get("knn_every") == 0:
+            raise ValueError("nothing is measured with monitor.knn_every = 0; remove one of the two")
+        return stop
 
 
 class Config(Section):

@@ -280,7 +280,7 @@ def test_differences_are_named_with_both_values() -> None:
 def test_every_key_has_a_place_and_a_type() -> None:
     keys = configuration.known_keys()
     assert {"plugin", "seed", "run.dir", "data.root", "train.epochs", "optimizer.lr", "method"} <= set(keys)
-    assert configuration.describe_type(keys["train.precision"]) == "one of fp32, bf16, fp64"
+    assert configuration.describe_type(keys["train.precision"]) == "one of auto, fp32, bf16, fp64"
     assert configuration.describe_type(keys["optimizer.momentum"]) == "float, at least 0 and below 1"
     assert configuration.describe_type(keys["train.deterministic"]) == "true or false"
 
