@@ -29,11 +29,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     torch.save(state, buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        _write(temporary, buffer.getbuffer())
+        _rename(temporary, path)
         _sync_folder(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -43,9 +40,20 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"the checkpoint of step {step} could not be written to {folder} ({error.strerror}); {rest}. "
             "Free some space, then continue with clf train --resume RUN"
         ) from error
-    for old in list(paths(folder))[KEEP:]:
+    for old in [*list(paths(folder))[KEEP:], *folder.glob("step-*.tmp")]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _write(path: Path, content: memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    temporary.replace(path)
 
 
 def paths(folder: Path) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 import clf
 from clf import extras
-from clf.commands import evaluate, external, plugins, quickstart, runs, train
+from clf.commands import doctor, evaluate, external, plugins, quickstart, runs, train, verify
 from clf.errors import ClfError
 
 MARKUP: external.Markup = "markdown"
@@ -46,11 +46,13 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(train.train)
+app.command()(doctor.doctor)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
 app.command()(evaluate.report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(verify.app, name="verify")
 
 
 def _print_version(wanted: bool) -> None:
@@ -91,8 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _fail(error: ClfError) -> NoReturn:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), str(error)))
+    console.print(Text.assemble((f"{_rank()}error: ", "bold red"), str(error)))
     sys.exit(USER_ERROR)
+
+
+def _rank() -> str:
+    """Which of several processes speaks."""
+    return f"rank {os.environ.get('RANK', '?')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def _flush() -> None:

@@ -61,9 +61,10 @@ class StepContext:
                 f"minimize({group!r}, ...): the groups besides 'main' are {others}; the loss of 'main' is returned "
                 "from training_step"
             )
-        trainer.optimizers[group].zero_grad(set_to_none=True)
-        loss.backward(inputs=trainer.parameters[group])  # type: ignore[no-untyped-call]
-        trainer.descend(group)
+        with trainer.phases("method"):
+            trainer.optimizers[group].zero_grad(set_to_none=True)
+            loss.backward(inputs=trainer.parameters[group])  # type: ignore[no-untyped-call]
+            trainer.descend(group)
 
     def log(self, **metrics: float | Tensor) -> None:
         self.logged.update(metrics)

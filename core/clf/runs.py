@@ -12,12 +12,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 from clf import config as configuration
+from clf import locks
 from clf.config import Config
 from clf.errors import RunError, did_you_mean
+
+CLOCK = ("seconds", "images_per_second")
+"""Names in records that tell the time; all others are the same however often a run was stopped and resumed."""
 
 State = Literal["running", "complete", "interrupted", "failed"]
 
@@ -76,6 +81,29 @@ class Run:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise unwritable(self.metrics_file, error) from error
+
+    def sync_metrics(self) -> None:
+        """Has the records so far written to the disk itself.
+
+        Raises:
+            RunError: that fails.
+        """
+        if not self.metrics_file.is_file():
+            return
+        try:
+            with self.metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.metrics_file, error) from error
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keeps other processes from training this run; see :func:`clf.locks.lock`."""
+        return locks.lock(self.path / ".lock", f"run {self.name!r} is being trained by {{holder}}")
+
+    def remove_leftovers(self) -> None:
+        """Removes halves of files that a killed process did not get to name. Call it with the lock held."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far; a last line that was cut off by a kill is left out."""
@@ -182,7 +210,10 @@ def newest_unfinished(runs_dir: str | Path = "runs") -> Run:
     for run in reversed(list_runs(runs_dir)):
         if run.state() != "complete" and any(run.checkpoints.glob("step-*.pt")):
             return run
-    raise RunError(f"there is no unfinished run in {runs_dir} to resume")
+    raise RunError(
+        f"there is no unfinished run in {runs_dir} to resume; with run.name=NAME beside --resume auto a run of that "
+        "name is continued, or started if there is none"
+    )
 
 
 def replace_text(path: Path, text: str) -> Path:
@@ -193,7 +224,10 @@ def replace_text(path: Path, text: str) -> Path:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         return temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

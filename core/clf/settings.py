@@ -54,9 +54,23 @@ def command_line(words: Sequence[str], plugin: str | None) -> Layer:
     return Layer("command line", values)
 
 
-def find_run(name: str, layers: Sequence[Layer]) -> Run:
-    folder = _merge(layers).get("run.dir", "runs")
-    return runs.newest_unfinished(folder) if name == "auto" else runs.open_run(name, folder)
+def find_run(name: str, layers: Sequence[Layer]) -> Run | None:
+    """The run that ``--resume NAME`` means; ``None`` when a new one is to be started.
+
+    ``auto`` is the newest unfinished run. With ``run.name`` it is that run, or a new one of that name, so that a job
+    which is started again and again can use one command.
+
+    Raises:
+        RunError: there is no such run, or none that is unfinished.
+    """
+    given = _merge(layers)
+    folder = given.get("run.dir", "runs")
+    if name != "auto":
+        return runs.open_run(name, folder)
+    if given.get("run.name") is None:
+        return runs.newest_unfinished(folder)
+    run = Run(Path(folder) / str(given["run.name"]))
+    return run if any(run.checkpoints.glob("step-*.pt")) else None
 
 
 def data_section(config: Config, on: str | None, words: Sequence[str]) -> DataSection | None:

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM as a request to stop after the step in hand."""
+"""SIGINT and SIGTERM as a request to stop after the step in hand.
+
+The handler only takes a note, so it cannot disturb a rank that is waiting for the others.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self.name = ""
+        self.number = 0
+        """The signal that came last; 0 for none."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,8 +36,12 @@ class StopRequest:
             signal.signal(number, handler)
         self._before.clear()
 
+    def ask(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Asks for the stop as the signal would."""
+        self.requested = True
+        self.number = number
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
-        self.name = signal.Signals(number).name
+        self.ask(signal.Signals(number))

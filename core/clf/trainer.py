@@ -9,35 +9,32 @@ run that was killed and resumed ends with the same bits as one that was not (on 
 
 from __future__ import annotations
 
-import os
-import shutil
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from clf import checkpoint, distributed, experiment, optim, plugins, provenance, runs
+from clf import checkpoint, distributed, experiment, optim, runs
 from clf import config as configuration
+from clf.backbones import Backbone
 from clf.callbacks import Callback
-from clf.config import Config
 from clf.context import StepContext
 from clf.data.stream import Stream
 from clf.distributed import Ranks
 from clf.errors import CheckpointError, PluginError, RunError, TrainingError
 from clf.experiment import Experiment
 from clf.method import StepOutput
-from clf.monitor import Monitor
-from clf.progress import Progress, loading
+from clf.phases import Phases, unmeasured
 from clf.random import derive_seed
 from clf.runs import Run
 from clf.signals import StopRequest
 from clf.window import Window
 
-FREE_TO_CHANGE = ("run.", "monitor.", "data.root", "data.download", "train.checkpoint_every", "train.threads")
-"""Keys that may differ when a run is resumed, because they cannot change its weights (threads: in the last bits)."""
+SAVING_SHARE = 0.02
+"""Of the time, which checkpoints at the ends of epochs may take where ``train.checkpoint_every`` does not say."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,87 +47,19 @@ class Interrupted(KeyboardInterrupt):
         self.signal_name = signal_name
 
 
-def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
-    """Trains a new run to its end and returns it.
-
-    Raises:
-        ClfError: something is wrong with the configuration, the data, the plugin or the disk, or the loss is not
-            finite.
-        Interrupted: SIGINT or SIGTERM came; the run can be resumed.
-    """
-    config, _ = configuration.derive(config)
-    with _ranks(config) as ranks:
-        watchers = _default_callbacks(callbacks, ranks, config.plugin)
-        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
-            what = experiment.build(config, progress=progress)
-        run = _shared_run(config, ranks)
-        try:
-            if ranks.is_main:
-                runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
-                run.write_json("manifest.json", provenance.manifest(what, ranks))
-            trainer = Trainer(what, run, ranks, watchers)
-            trainer.save()
-        except BaseException:
-            if ranks.is_main:
-                shutil.rmtree(run.path, ignore_errors=True)  # nothing was trained, and the name is free again
-            raise
-        trainer.fit()
-    return run
-
-
-def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback] | None = None) -> Run:
-    """Continues a run from its newest good checkpoint, exactly as if it had not stopped.
-
-    Args:
-        config: the configuration wanted now; keys that matter must equal the run's.
-
-    Raises:
-        RunError: the configuration or the data differ, or no checkpoint can be read.
-    """
-    wanted = old = run.config()
-    if config is not None:
-        wanted, _ = configuration.derive(config)
-        changed = configuration.differences(old, wanted, ignore=FREE_TO_CHANGE)
-        if changed:
-            raise RunError(
-                f"run {run.name!r} cannot be resumed with another configuration: {'; '.join(changed)}. "
-                "Resume it as it was, or train a new run"
-            )
-    _check_plugin(run, wanted.plugin)
-    with _ranks(wanted) as ranks:
-        state, complaints = checkpoint.load_newest(run.checkpoints, set_aside=ranks.is_main)
-        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
-            what = experiment.build(wanted, fetch=False, progress=progress)
-        experiment.check_data(run, what.data)
-        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, wanted.plugin))
-        trainer.restore(state)
-        if trainer.step >= trainer.total_steps:
-            trainer.say(f"run {run.name!r} is complete: all {trainer.total_steps:,} steps are done")
-            return run
-        if ranks.is_main:
-            run.truncate_metrics(trainer.step)
-            runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
-            run.update_manifest(state="running", notes=[*run.manifest().get("notes", []), *complaints])
-        for complaint in complaints:
-            trainer.say(complaint)
-        trainer.fit()
-    return run
-
-
-def _check_plugin(run: Run, plugin: str) -> None:
-    """Refuses a single-file plugin that was edited since the run began."""
-    before = run.manifest().get("plugin_source", {}).get("sha256")
-    if before is not None and before != provenance.plugin_source(plugin).get("sha256"):
-        raise RunError(
-            f"{plugin} has changed since run {run.name!r} was trained with it: restore the file, or train a new run"
-        )
-
-
 class Trainer:
     """The state of one training and the loop over it."""
 
-    def __init__(self, what: Experiment, run: Run, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        what: Experiment,
+        run: Run,
+        ranks: Ranks,
+        callbacks: Sequence[Callback] = (),
+        phases: Phases = unmeasured,
+    ) -> None:
         self.config = what.config
+        self.phases = phases
         self.experiment = what
         self.data = what.data
         self.run = run
@@ -142,8 +71,13 @@ class Trainer:
         self.state: runs.State = "running"
         section = what.config.train
         self.method = what.method.to(self.device)
-        if section.channels_last or (section.channels_last is None and self.device.type == "cuda"):
-            self.method = self.method.to(memory_format=torch.channels_last)
+        for part in self.method.modules():
+            if isinstance(part, Backbone):
+                part.accelerate(
+                    channels_last=bool(section.channels_last),
+                    chunk_size=section.chunk_size,
+                    compiled=section.compile == "on",
+                )
         distributed.broadcast(self.method, ranks)
         self.method.train()
         groups = self.method.parameter_groups().items()
@@ -162,11 +96,16 @@ class Trainer:
             ranks.rank,
             ranks.world_size,
             torch.float64 if section.precision == "fp64" else torch.float32,
+            compiled=section.compile == "on",
+            phases=phases,
         )
         self.steps_per_epoch = what.spec.steps_per_epoch
         self.total_steps = min(what.spec.total_steps, section.max_steps or what.spec.total_steps)
         self.window = Window()
         self.stop = StopRequest()
+        self.ending: str | None = None
+        self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
 
     @property
     def epoch(self) -> float:
@@ -177,7 +116,8 @@ class Trainer:
         """Trains from the present step to the last.
 
         Raises:
-            TrainingError: the loss or a weight is not finite; the last checkpoint is good.
+            TrainingError: the loss or a weight is not finite, or a callback asked for the end; the last checkpoint is
+                good.
             Interrupted: a signal came; the checkpoint of this step is written.
         """
         started = time.monotonic() - self.seconds
@@ -187,7 +127,7 @@ class Trainer:
             with self.stop, torch.random.fork_rng(devices):
                 self._tell("on_start")
                 while self.step < self.total_steps:
-                    self._one_step()
+                    self.one_step()
                     self.seconds = time.monotonic() - started
                     self._after_step()
                 self.state = "complete"
@@ -196,6 +136,7 @@ class Trainer:
             raise
         finally:
             self._tell("on_end")
+            self.stream.close()
             self._close()
 
     def _close(self) -> None:
@@ -208,7 +149,7 @@ class Trainer:
             if self.state == "complete":
                 raise
 
-    def _one_step(self) -> None:
+    def one_step(self) -> None:
         """One optimiser step over ``train.accumulate`` batches."""
         section = self.config.train
         optimizer, parameters = self.optimizers["main"], self.parameters["main"]
@@ -217,17 +158,21 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         for part in range(section.accumulate):
             ctx = StepContext(self, part)
-            batch = self.method.next_batch(self.stream, ctx)
+            with self.phases("method"):
+                batch = self.method.next_batch(self.stream, ctx)
             torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
-            with self.autocast():
+            with self.phases("forward"), self.autocast():
                 output = self.method.training_step(batch, ctx)
             if not isinstance(output, StepOutput):
                 output = StepOutput(output)
-            (output.loss / section.accumulate).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+            with self.phases("backward"):
+                (output.loss / section.accumulate).backward(inputs=parameters)  # type: ignore[no-untyped-call]
             self.window.add({**output.metrics, **ctx.logged, "loss": output.loss})
-        self.descend("main")
+        with self.phases("optimizer"):
+            self.descend("main")
         self.step += 1
-        self.method.after_step(StepContext(self, 0))
+        with self.phases("method"):
+            self.method.after_step(StepContext(self, 0))
 
     def descend(self, group: str) -> None:
         """Averages gradients over ranks, clips them and steps one optimizer."""
@@ -238,21 +183,50 @@ class Trainer:
         self.optimizers[group].step()
 
     def _after_step(self) -> None:
-        """Records, measurements and checkpoints that are due after a step."""
+        """Records, measurements and checkpoints that are due after a step; all ranks decide alike."""
+        distributed.average_statistics(self.method, self.ranks)
         self._tell("on_step")
         epoch_done = self.step % self.steps_per_epoch == 0
         last = self.step == self.total_steps
         if self.step % self.config.monitor.log_every == 0 or epoch_done or last or self.device.type == "cpu":
-            self._check_finite()
+            self.check_finite()
         if self.step % self.config.monitor.log_every == 0 or epoch_done or last:
             self._write_window()
         if epoch_done or last:
             self._tell("on_epoch")
-        stopping = distributed.any_rank(self.stop.requested, self.ranks)
-        if last or stopping or (epoch_done and round(self.epoch) % self.config.train.checkpoint_every == 0):
+        asked = [self.stop.number, self.ending is not None, self.ranks.is_main and self._save_is_due(epoch_done)]
+        stop, ending, due = distributed.largest(asked, self.ranks)
+        if last or stop or ending or due:
             self.save()
-        if stopping and not last:
-            raise Interrupted(self.run, self.step, self.stop.name or "a signal to another rank")
+        if ending and not last:
+            raise self._ended()
+        if stop and not last:
+            raise Interrupted(self.run, self.step, signal.Signals(int(stop)).name)
+
+    def _save_is_due(self, epoch_done: bool) -> bool:
+        """By the configuration or by the clock, which changes what a kill loses and nothing else."""
+        section = self.config.train
+        since = time.monotonic() - self.saved_at
+        if since > 60 * section.checkpoint_minutes:
+            return True
+        if section.checkpoint_every is None:
+            return epoch_done and self.save_seconds <= SAVING_SHARE * since
+        return epoch_done and round(self.epoch) % section.checkpoint_every == 0
+
+    def end(self, reason: str) -> None:
+        """Asks for the end of the training after this step: a checkpoint, then a TrainingError with the reason.
+
+        For callbacks, which only rank 0 has; the other ranks end too.
+        """
+        self.ending = reason
+
+    def _ended(self) -> TrainingError:
+        if self.ranks.is_main:
+            self.run.update_manifest(reason=self.ending)
+        return TrainingError(
+            f"run {self.run.name!r} was ended at step {self.step} (epoch {self.epoch:.2f}), and its checkpoint saved: "
+            f"{self.ending or 'the message of rank 0 says why'}"
+        )
 
     def lr(self) -> float:
         """The learning rate of the next step."""
@@ -269,7 +243,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this step. A state that is not finite is refused, so the last one stays good."""
-        self._check_finite(weights=True)
+        self.check_finite(weights=True)
         state = {
             "format": 1,
             "step": self.step,
@@ -277,16 +251,22 @@ class Trainer:
             "seconds": self.seconds,
             "method": self.method.state_dict(),
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
+            "parameters": {name: self._names(each) for name, each in self.optimizers.items()},
             "window": self.window.state(self.ranks),
         }
-        failure: CheckpointError | None = None
-        if self.ranks.is_main:
-            try:
-                checkpoint.save(self.run.checkpoints, self.step, state)
-            except CheckpointError as error:
-                failure = error
-        if distributed.any_rank(failure is not None, self.ranks):  # so that no rank waits for one that has left
-            raise failure or CheckpointError("rank 0 could not write its checkpoint; its message says why")
+        started = time.monotonic()
+        distributed.on_main(lambda: self._write(state), self.ranks)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - started
+
+    def _write(self, state: dict[str, Any]) -> None:
+        self.run.sync_metrics()  # a checkpoint on the disk implies the records before it
+        checkpoint.save(self.run.checkpoints, self.step, state)
+
+    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Of the optimizer's parameters, in the order in which its state numbers them."""
+        names = {parameter: name for name, parameter in self.method.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of a checkpoint.
@@ -306,7 +286,7 @@ class Trainer:
         self.step = state["step"]
         self.stream.position = state["stream_position"]
         self.seconds = state["seconds"]
-        self.window.restore(state["window"], self.device)
+        self.window.restore(state["window"], self.ranks)
 
     def record(self, kind: str, **values: float) -> None:
         """Writes one line of ``metrics.jsonl`` on rank 0."""
@@ -326,7 +306,7 @@ class Trainer:
         images = self.step * self.config.train.batch_size * self.config.train.accumulate
         self.record("train", **means, lr=self.lr(), images=images, seconds=round(self.seconds, 3))
 
-    def _check_finite(self, weights: bool = False) -> None:
+    def check_finite(self, weights: bool = False) -> None:
         bad = not self.window.finite()
         if weights and not bad:
             bad = not all(bool(torch.isfinite(p).all()) for group in self.parameters.values() for p in group)
@@ -342,39 +322,3 @@ class Trainer:
     def _tell(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *details)
-
-
-@contextmanager
-def _ranks(config: Config) -> Iterator[Ranks]:
-    """Joins the other ranks and sets the process-wide switches of torch, for as long as the training lasts."""
-    threads = torch.get_num_threads()
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield distributed.start(config.train.device)
-    finally:
-        distributed.stop()
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_num_threads(threads)
-
-
-def _shared_run(config: Config, ranks: Ranks) -> Run:
-    """The run folder that rank 0 made."""
-    if ranks.world_size == 1:
-        return runs.create_run(config)
-    shared = [str(runs.create_run(config).path) if ranks.is_main else ""]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return Run(Path(shared[0]))
-
-
-def _default_callbacks(callbacks: Sequence[Callback] | None, ranks: Ranks, plugin: str) -> list[Callback]:
-    if not ranks.is_main:
-        return []
-    if callbacks is not None:
-        return list(callbacks)
-    offered = plugins.load_plugin(plugin).callbacks
-    return [Monitor(), Progress(), *(make() for make in offered)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from clf import distributed
 from clf.distributed import Ranks
+from clf.errors import PluginError
 
 
 class Window:
@@ -32,8 +34,12 @@ class Window:
         return "loss" not in self._sums or math.isfinite(self._sums["loss"].item())
 
     def flush(self, ranks: Ranks) -> dict[str, float]:
-        """Means over the window and over ranks; the window is empty afterwards."""
-        names = sorted(self._sums)
+        """Means over the window and over ranks; the window is empty afterwards.
+
+        Raises:
+            PluginError: the ranks logged different names.
+        """
+        names = self._names(ranks)
         if not names:
             return {}
         means = torch.stack([self._sums[name].to(ranks.device) / self._counts[name] for name in names])
@@ -42,11 +48,32 @@ class Window:
         return dict(zip(names, means.tolist(), strict=True))
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
-        """What a checkpoint keeps: sums as means over ranks, so that any rank may take them up."""
-        names = sorted(self._sums)
-        sums = {name: distributed.mean_over_ranks(self._sums[name].to(ranks.device), ranks) for name in names}
-        return {"sums": sums, "counts": dict(self._counts)}
+        """What a checkpoint keeps: the sums of each rank, (world size,) by name.
 
-    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        Raises:
+            PluginError: the ranks logged different names.
+        """
+        names = self._names(ranks)
+        sums = {name: distributed.every_rank(self._sums[name].to(ranks.device).view(1), ranks)[:, 0] for name in names}
+        return {"sums": sums, "counts": {name: self._counts[name] for name in names}}
+
+    def restore(self, state: Mapping[str, Any], ranks: Ranks) -> None:
+        """Takes up a rank's own sums; with another number of ranks the mean of all, which has the same mean."""
+        sums = {name: value.to(ranks.device) for name, value in state["sums"].items()}
+        same = all(len(value) == ranks.world_size for value in sums.values())
+        self._sums = {name: value[ranks.rank] if same else value.mean() for name, value in sums.items()}
         self._counts = dict(state["counts"])
+
+    def _names(self, ranks: Ranks) -> list[str]:
+        """The names in order. Ranks that log different ones would wait for each other for ever."""
+        names = sorted(self._sums)
+        if ranks.world_size == 1:
+            return names
+        key = float(zlib.crc32("\n".join(f"{name} {self._counts[name]}" for name in names).encode()))
+        high, low = distributed.largest([key, -key], ranks)
+        if high != -low:
+            raise PluginError(
+                f"the ranks have logged different scalars; rank {ranks.rank} has {', '.join(names) or 'none'}: a "
+                "method must log the same names, as often, on every rank"
+            )
+        return names

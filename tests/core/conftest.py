@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clf import config as configuration
-from clf import trainer
+from clf import training
 from clf.config import Config
 from clf.runs import Run
 
@@ -24,6 +24,7 @@ TINY = {
     "train.batch_size": 16,
     "train.threads": 1,
     "train.device": "cpu",
+    "train.checkpoint_every": 1,
     "monitor.knn_every": 1,
     "monitor.log_every": 2,
     "method.projection_dim": 16,
@@ -45,4 +46,4 @@ def tiny() -> Callable[..., Config]:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Config]) -> Run:
     """A finished run. Read it only; what writes into a run copies it first."""
     folder = tmp_path_factory.mktemp("runs")
-    return trainer.train(tiny(folder, {"run.name": "tiny"}), callbacks=None)
+    return training.train(tiny(folder, {"run.name": "tiny"}), callbacks=None)

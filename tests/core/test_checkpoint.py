@@ -27,6 +27,14 @@ def test_a_state_comes_back_and_old_ones_go(tmp_path: Path) -> None:
     torch.testing.assert_close(found["method"]["w"], torch.arange(1000.0) + 30)
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    half = tmp_path / "step-000000003.tmp"
+    half.write_bytes(b"PK")
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save(tmp_path, 5, state(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005.pt"]
+
+
 def test_a_truncated_one_is_skipped_with_a_word(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, state(1))
     newer = checkpoint.save(tmp_path, 2, state(2))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import clf
-from clf import trainer
+from clf import training
 from clf.cli import main
 from clf.manifest import Manifest, Parity, sha256_file, write_manifest
 from clf.runs import Run
@@ -372,6 +372,20 @@ def test_train_interrupt_resume(run_cli: Cli, tmp_path: Path, monkeypatch: pytes
     assert_refused(run_cli("train", "--resume", "auto"), "no unfinished run")
 
 
+def test_one_command_starts_a_named_run_and_continues_it(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("data.options.train_images=32", "data.options.test_images=16", "data.image_size=16", "train.batch_size=16")
+    job = ("train", "--plugin", "simclr", *small, "backbone.name=test_resnet", "train.epochs=1", "train.threads=1")
+    assert run_cli(*job, "run.name=job", "--resume", "auto").code == 0
+    again = run_cli(*job, "run.name=job", "--resume", "auto")
+    assert again.code == 0
+    assert "run 'job' is complete: all 2 steps are done" in again.err
+    (row,) = json.loads(run_cli("runs", "list", "--json").out)
+    assert (row["name"], row["step"]) == ("job", 2)
+
+
 def test_resume_refuses_another_plugin_and_another_configuration(run_cli: Cli, tiny_run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text("import clf_simclr\nclass Other(clf_simclr.SimCLR):\n    name = 'other'\n", encoding="utf-8")
@@ -386,7 +400,7 @@ def test_train_calls_the_trainer_with_the_configuration(
     run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or Run(tmp_path / "runs" / "x"))
+    monkeypatch.setattr(training, "train", lambda config: seen.append(config) or Run(tmp_path / "runs" / "x"))
     done = run_cli("train", "--plugin", "simclr", *SMALL)
     assert done.code == 0
     (config,) = seen

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from clf import experiment, trainer
+from clf import experiment, training
 from clf.config import Config, DataSection
 from clf.data import DataSource, Split
 from clf.errors import RunError
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_a_run_error(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path, tiny: Callable[..., Config]) -> None:
-    barely = trainer.train(tiny(tmp_path, {"train.max_steps": 1, "monitor.knn_every": 0}), callbacks=[])
+    barely = training.train(tiny(tmp_path, {"train.max_steps": 1, "monitor.knn_every": 0}), callbacks=[])
     assert any("has not shown a gain" in note for note in evaluate_run(barely).notes)
 
 

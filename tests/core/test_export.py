@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clf import experiment, export, trainer
+from clf import experiment, export, training
 from clf.backbones import create_backbone
 from clf.config import BackboneSection, Config
 from clf.errors import ExportError
@@ -198,7 +198,7 @@ def test_backbones_export(run: Run, tmp_path: Path, name: str) -> None:
 def test_a_grey_run_takes_rgb_and_weighs_it_as_luma(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     config = tiny(tmp_path, {"data.name": "digits", "data.limit": 64, "train.max_steps": 2, "monitor.knn_every": 0})
     data = config.data.model_copy(update={"options": {}})
-    grey_run = trainer.train(config.model_copy(update={"data": data}), [])
+    grey_run = training.train(config.model_copy(update={"data": data}), [])
     folder = export.export_run(grey_run)
     assert read_manifest(folder).channels == 1
     colours = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
@@ -219,7 +219,7 @@ def test_a_folder_run_is_compared_on_the_same_files(tmp_path: Path, tiny: Callab
         picture.save(photos / f"{i}.{'png' if i % 2 else 'jpg'}")
     config = tiny(tmp_path / "runs", {"train.max_steps": 2, "monitor.knn_every": 0})
     data = config.data.model_copy(update={"name": "folder", "root": str(photos), "options": {}})
-    folder_run = trainer.train(config.model_copy(update={"data": data}), [])
+    folder_run = training.train(config.model_copy(update={"data": data}), [])
     folder = export.export_run(folder_run)
     assert read_manifest(folder).parity.images == 20
     trained = experiment.load(folder_run)

@@ -7,8 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import clf
-from clf import checkpoint, config, experiment, trainer
+from clf import checkpoint, config, experiment, trainer, training
 from clf.callbacks import Callback
 from clf.config import Config
+from clf.distributed import Ranks
 from clf.errors import CheckpointError, ConfigError, DataError, PluginError, RunError, TrainingError
+from clf.monitor import Monitor
 from clf.runs import Run
+from clf.verify.child import Child, Job
 
 Make = Callable[..., Config]
 
@@ -68,14 +70,14 @@ def test_a_run_leaves_its_records(tiny_run: Run) -> None:
 
 
 def test_the_same_configuration_gives_the_same_weights_and_another_seed_others(tmp_path: Path, tiny: Make) -> None:
-    runs = [trainer.train(tiny(tmp_path, {"seed": seed, "train.epochs": 1}), callbacks=[]) for seed in (0, 0, 1)]
+    runs = [training.train(tiny(tmp_path, {"seed": seed, "train.epochs": 1}), callbacks=[]) for seed in (0, 0, 1)]
     first, again, other = map(weights, runs)
     assert first == again != other
     assert [run.name for run in runs] == ["simclr-shapes-1", "simclr-shapes-2", "simclr-shapes-3"]
 
 
 def test_watching_does_not_change_the_run(tmp_path: Path, tiny: Make, tiny_run: Run) -> None:
-    assert weights(trainer.train(tiny(tmp_path), callbacks=[])) == weights(tiny_run)
+    assert weights(training.train(tiny(tmp_path), callbacks=[])) == weights(tiny_run)
 
 
 @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGINT), (6, signal.SIGTERM), (11, signal.SIGINT)])
@@ -83,10 +85,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     tmp_path: Path, tiny: Make, tiny_run: Run, step: int, number: signal.Signals
 ) -> None:
     with pytest.raises(trainer.Interrupted, match=f"{number.name} at step {step}") as stopped:
-        trainer.train(tiny(tmp_path), callbacks=[trainer.Monitor(), StopAt(step, number)])
+        training.train(tiny(tmp_path), callbacks=[Monitor(), StopAt(step, number)])
     run = stopped.value.run
     assert run.manifest()["state"] == "interrupted" and run.manifest()["step"] == step
-    resumed = trainer.resume(run, callbacks=[trainer.Monitor()])
+    resumed = training.resume(run, callbacks=[Monitor()])
     assert weights(resumed) == weights(tiny_run)
     assert facts(resumed) == facts(tiny_run)
     assert resumed.manifest()["state"] == "complete"
@@ -94,38 +96,24 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny: Make, tiny_run: Run) -> None:
     """SIGKILL while the second epoch runs: the run goes on from the last checkpoint, not from the last step."""
-    path = tmp_path / "config.yaml"
-    path.write_text(config.dump_yaml(tiny(tmp_path, {"run.name": "killed"})))
-    code = (
-        "import sys, time; from pathlib import Path\n"
-        "from clf import config, trainer; from clf.callbacks import Callback\n"
-        "class Slow(Callback):\n"
-        "    def on_step(self, t):\n"
-        "        if t.step == 9: print('nine', flush=True); time.sleep(60)\n"
-        "c = config.build([config.read_file(Path(sys.argv[1]))])[0]\n"
-        "trainer.train(c, callbacks=[trainer.Monitor(), Slow()])\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline().strip() == "nine"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    child = Child(Job(tiny(tmp_path, {"run.name": "killed"}), kill_step=9))
+    assert child.kill_there()
     run = Run(tmp_path / "killed")
     assert run.manifest()["state"] == "running"
     assert checkpoint.load_newest(run.checkpoints)[0]["step"] == 6
-    resumed = trainer.resume(run, callbacks=[trainer.Monitor()])
+    resumed = training.resume(run, callbacks=[Monitor()])
     assert weights(resumed) == weights(tiny_run)
     assert facts(resumed) == facts(tiny_run)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny: Make, tiny_run: Run) -> None:
     with pytest.raises(trainer.Interrupted) as stopped:
-        trainer.train(tiny(tmp_path), callbacks=[trainer.Monitor(), StopAt(9)])
+        training.train(tiny(tmp_path), callbacks=[Monitor(), StopAt(9)])
     run = stopped.value.run
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert weights(trainer.resume(run, callbacks=[trainer.Monitor()])) == weights(tiny_run)
+    assert weights(training.resume(run, callbacks=[Monitor()])) == weights(tiny_run)
     assert "is damaged" in run.manifest()["notes"][0]
 
 
@@ -134,26 +122,26 @@ def test_a_changed_configuration_is_refused_by_name(tiny_run: Run) -> None:
     changes = config.Layer("command line", {"train.epochs": 3, "method.temperature": 0.1, "monitor.knn_every": 7})
     changed, _ = config.build([before, changes])
     with pytest.raises(RunError, match=r"train\.epochs: 2 -> 3; method\.temperature: 0\.5 -> 0\.1"):
-        trainer.resume(tiny_run, changed)
+        training.resume(tiny_run, changed)
 
 
 def test_changed_data_are_refused(tmp_path: Path, tiny: Make) -> None:
     with pytest.raises(trainer.Interrupted) as stopped:
-        trainer.train(tiny(tmp_path), callbacks=[StopAt(2)])
+        training.train(tiny(tmp_path), callbacks=[StopAt(2)])
     stopped.value.run.update_manifest(data={"fingerprint": "0" * 64})
     with pytest.raises(RunError, match="have changed since it was trained"):
-        trainer.resume(stopped.value.run, callbacks=[])
+        training.resume(stopped.value.run, callbacks=[])
 
 
 def test_a_complete_run_is_left_alone(tiny_run: Run) -> None:
     before = weights(tiny_run)
-    assert trainer.resume(tiny_run, callbacks=[]) is tiny_run
+    assert training.resume(tiny_run, callbacks=[]) is tiny_run
     assert weights(tiny_run) == before
 
 
 def test_a_taken_name_is_refused(tiny_run: Run, tiny: Make) -> None:
     with pytest.raises(RunError, match="a run named 'tiny' exists"):
-        trainer.train(tiny(tiny_run.path.parent, {"run.name": "tiny"}), callbacks=[])
+        training.train(tiny(tiny_run.path.parent, {"run.name": "tiny"}), callbacks=[])
 
 
 class SpoilLoss(Callback):
@@ -166,7 +154,7 @@ class SpoilLoss(Callback):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_good_checkpoint(tmp_path: Path, tiny: Make) -> None:
     with pytest.raises(TrainingError, match=r"not finite at step 9 .*step-000000006\.pt.*Lower optimizer\.lr"):
-        trainer.train(tiny(tmp_path), callbacks=[SpoilLoss()])
+        training.train(tiny(tmp_path), callbacks=[SpoilLoss()])
     run = Run(tmp_path / "simclr-shapes-1")
     assert run.manifest()["state"] == "failed"
     state, _ = checkpoint.load_newest(run.checkpoints)
@@ -177,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_good_checkpoint(tmp_path:
 
 def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, tiny: Make) -> None:
     with pytest.raises(DataError, match=r"96 training images, fewer than train\.batch_size = 128"):
-        trainer.train(tiny(tmp_path, {"train.batch_size": 128}), callbacks=[])
+        training.train(tiny(tmp_path, {"train.batch_size": 128}), callbacks=[])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,10 +181,10 @@ def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, tiny: Make) -> N
     ],
 )
 def test_settings_of_the_loop_train_and_resume(tmp_path: Path, tiny: Make, changes: dict[str, Any]) -> None:
-    whole = trainer.train(tiny(tmp_path, changes), callbacks=[])
+    whole = training.train(tiny(tmp_path, changes), callbacks=[])
     with pytest.raises(trainer.Interrupted) as stopped:
-        trainer.train(tiny(tmp_path, changes), callbacks=[StopAt(1)])
-    assert weights(trainer.resume(stopped.value.run, callbacks=[])) == weights(whole)
+        training.train(tiny(tmp_path, changes), callbacks=[StopAt(1)])
+    assert weights(training.resume(stopped.value.run, callbacks=[])) == weights(whole)
     expected = 4 if "train.max_steps" in changes else 4 if "train.accumulate" in changes else 12
     assert whole.manifest()["step"] == expected
 
@@ -212,7 +200,7 @@ def test_clipping_bounds_the_step(tmp_path: Path, tiny: Make) -> None:
         "train.max_steps": 1,
         "train.clip_grad_norm": 1e-3,
     }
-    run = trainer.train(tiny(tmp_path, changes), callbacks=[])
+    run = training.train(tiny(tmp_path, changes), callbacks=[])
     before = experiment.build(run.config()).method
     after = experiment.load(run).method
     moved = torch.cat([(a - b).flatten() for a, b in zip(after.parameters(), before.parameters(), strict=True)])
@@ -250,20 +238,32 @@ def trainer_of(method: type[clf.Method[Any]], folder: Path, tiny: Make) -> train
     run = Run(folder)
     run.write_json("manifest.json", {})
     changed = experiment.Experiment(what.config, what.data, what.spec, made, what.recipes)
-    return trainer.Trainer(changed, run, trainer.Ranks())
+    return trainer.Trainer(changed, run, Ranks())
 
 
 def test_two_players_have_two_optimizers_and_no_gradient_crosses(tmp_path: Path, tiny: Make) -> None:
     """The critic's loss is linear in its weights, so its gradient is the mean feature; the encoder's adds nothing."""
     t = trainer_of(TwoPlayers, tmp_path, tiny)
     before = t.method.critic.weight.detach().clone()
-    t._one_step()
+    t.one_step()
     gradient = t.method.critic.weight.grad
     assert gradient is not None
     torch.testing.assert_close(gradient[0], t.method.mean_feature)
     assert not torch.equal(t.method.critic.weight.detach(), before)
     assert len(t.optimizers["critic"].state) == 2
-    assert 0 <= t.window.flush(trainer.Ranks())["draw"] <= 1
+    assert 0 <= t.window.flush(Ranks())["draw"] <= 1
+
+
+def test_checkpoints_take_two_hundredths_of_the_time_where_nothing_is_said(tmp_path: Path, tiny: Make) -> None:
+    t = trainer_of(TwoPlayers, tmp_path, lambda folder: tiny(folder, {"train.checkpoint_every": None}))
+    t.save_seconds = 1.0
+    now = time.monotonic()
+    for ago, due in [(45, False), (55, True)]:
+        t.saved_at = now - ago
+        assert t._save_is_due(epoch_done=True) is due
+        assert not t._save_is_due(epoch_done=False)
+    t.saved_at = now - 11 * 60  # longer than train.checkpoint_minutes
+    assert t._save_is_due(epoch_done=False)
 
 
 def test_minimize_knows_its_groups(tmp_path: Path, tiny: Make) -> None:
@@ -305,19 +305,19 @@ def test_dropout_resumes_to_the_same_bits(tmp_path: Path, tiny: Make) -> None:
     path.write_text(PLUGIN_FILE)
     wanted = tiny(tmp_path, {"plugin": str(path)}).model_copy(update={"method": {}})
     torch.manual_seed(1)
-    whole = trainer.train(wanted, callbacks=[])
+    whole = training.train(wanted, callbacks=[])
     torch.manual_seed(2)
     with pytest.raises(trainer.Interrupted) as stopped:
-        trainer.train(wanted, callbacks=[StopAt(4)])
+        training.train(wanted, callbacks=[StopAt(4)])
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    resumed = trainer.resume(stopped.value.run, callbacks=[])
+    resumed = training.resume(stopped.value.run, callbacks=[])
     assert torch.equal(torch.rand(1), expected)  # the caller's generator is left as it was
     assert weights(resumed) == weights(whole)
     path.write_text(PLUGIN_FILE.replace("0.5", "0.4"))
     with pytest.raises(RunError, match="has changed since run"):
-        trainer.resume(stopped.value.run, callbacks=[])
+        training.resume(stopped.value.run, callbacks=[])
 
 
 def test_images_without_a_label_are_left_out_of_the_measurement(tmp_path: Path, tiny: Make) -> None:
@@ -328,7 +328,7 @@ def test_images_without_a_label_are_left_out_of_the_measurement(tmp_path: Path, 
     what.data.train.labels[::2] = -1
     run = Run(tmp_path)
     run.write_json("manifest.json", {})
-    trainer.Trainer(what, run, trainer.Ranks(), [trainer.Monitor()]).fit()
+    trainer.Trainer(what, run, Ranks(), [Monitor()]).fit()
     assert 0 <= next(record["knn"] for record in run.metrics() if record["kind"] == "monitor") <= 1
 
 
@@ -338,7 +338,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, tiny: Make, monkeyp
 
     monkeypatch.setattr(checkpoint, "save", refuse)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(tiny(tmp_path, {"run.name": "mine"}), callbacks=[])
+        training.train(tiny(tmp_path, {"run.name": "mine"}), callbacks=[])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -360,23 +360,23 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence(
         return real(self, mode, *details, **more)
 
     with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
-        trainer.train(tiny(tmp_path, {"run.name": "full"}), callbacks=[Fill()])
+        training.train(tiny(tmp_path, {"run.name": "full"}), callbacks=[Fill()])
     monkeypatch.undo()
     run = Run(tmp_path / "full")
     assert checkpoint.load_newest(run.checkpoints)[0]["step"] == 0
-    assert trainer.resume(run, callbacks=[]).manifest()["state"] == "complete"
+    assert training.resume(run, callbacks=[]).manifest()["state"] == "complete"
 
 
 def test_a_resume_keeps_what_may_change_and_sets_damage_aside(tmp_path: Path, tiny: Make) -> None:
     with pytest.raises(trainer.Interrupted) as stopped:
-        trainer.train(tiny(tmp_path), callbacks=[StopAt(9)])
+        training.train(tiny(tmp_path), callbacks=[StopAt(9)])
     run = stopped.value.run
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     newest.write_bytes(b"not a checkpoint")
     changes = config.Layer("command line", {"monitor.knn_every": 7})
     changed, _ = config.build([config.read_file(run.path / "config.yaml"), changes])
-    trainer.resume(run, changed, callbacks=[])
+    training.resume(run, changed, callbacks=[])
     assert run.config().monitor.knn_every == 7
     assert newest.with_suffix(".damaged").exists()
 
@@ -384,7 +384,7 @@ def test_a_resume_keeps_what_may_change_and_sets_damage_aside(tmp_path: Path, ti
 @pytest.mark.parametrize("device", ["cuda:99", "no-such-device"])
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, tiny: Make, device: str) -> None:
     with pytest.raises(ConfigError, match=rf"train\.device = {device} cannot be used here"):
-        trainer.train(tiny(tmp_path, {"train.device": device}), callbacks=[])
+        training.train(tiny(tmp_path, {"train.device": device}), callbacks=[])
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path, tiny: Make, tiny_run: Run) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from clf.config import Config, Origins
     from clf.runs import Run
 
-EXIT_CODE = {"SIGINT": 130, "SIGTERM": 143}
+EXIT_CODE = {"SIGINT": 130, "SIGTERM": 75}
+"""By the shell's convention for an interrupt; EX_TEMPFAIL, "try again", for a job that was asked to leave."""
 
 
 def train(
@@ -31,7 +32,11 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with the same keys, nested.")] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Continue a run; auto: the newest one that is unfinished.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Continue a run; auto: the newest unfinished one, or with run.name=X that one, started if need be.",
+        ),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show every key, its value and where it comes from; do not train.")
@@ -40,6 +45,11 @@ def train(
     """Train an encoder on images without labels.
 
     Settings come from the defaults, the plugin's recommendations, the file and the command line; the last one wins.
+
+    Exit status: 0 done; 2 a mistake in what was given, or training cannot go on; 75 stopped by SIGTERM, as a preempted
+    job is, or 130 by Ctrl-C: a checkpoint of the last step is written, run again with --resume.
+
+    Several processes: torchrun --nproc-per-node N $(which clf) train ...
     """
     from clf import config as configuration
     from clf import settings
@@ -67,14 +77,14 @@ def _print_config(config: Config, origins: Origins) -> None:
 
 
 def _start(config: Config | None, run: Run | None) -> None:
-    from clf import trainer
+    from clf import trainer, training
 
     try:
         if run is not None:
-            run = trainer.resume(run, config)
+            run = training.resume(run, config)
         else:
             assert config is not None
-            run = trainer.train(config)
+            run = training.train(config)
     except trainer.Interrupted as stop:
         if is_main_rank():
             typer.echo(str(stop), err=True)

@@ -1,0 +1,56 @@
+"""A lock between processes that the operating system takes away when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from clf.errors import RunError
+
+
+@contextmanager
+def lock(path: Path, complaint: str) -> Iterator[None]:
+    """Holds a lock file. It belongs to this process alone: children that it forks do not keep it.
+
+    Args:
+        complaint: the sentence for the second who comes; ``{holder}`` becomes the first one's process and machine.
+
+    Raises:
+        RunError: another process holds it, or the file cannot be written.
+    """
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}): check its permissions") from error
+    with file:
+        if not _acquire(file):
+            file.seek(0)
+            sentence = complaint.format(holder=file.read(200).strip() or "another process")
+            raise RunError(f"{sentence}: wait until it ends, or stop it")
+        if sys.platform != "win32":  # where a locked file cannot be read, nor written by another handle
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield
+
+
+def _acquire(file: IO[str]) -> bool:
+    """Whether this process has the lock now; closing the file gives it back. Where there are no locks, all have it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True

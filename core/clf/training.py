@@ -1,0 +1,184 @@
+"""Starting a training and going on with one: the run folder, the ranks, the switches of torch, then the loop.
+
+The loop itself is :mod:`clf.trainer`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clf import allocator, checkpoint, compiling, distributed, experiment, plugins, provenance, runs
+from clf import config as configuration
+from clf.callbacks import Callback
+from clf.config import Config
+from clf.distributed import Ranks
+from clf.errors import CheckpointError, RunError
+from clf.monitor import Monitor
+from clf.progress import Progress, loading
+from clf.runs import Run
+from clf.trainer import Trainer
+
+_LAST_BITS = ("train.threads", "train.compile")
+FREE_TO_CHANGE = (
+    *("run.", "monitor.", "data.root", "data.download", "data.workers", "data.options.cache_", "train.checkpoint_"),
+    *_LAST_BITS,
+)
+"""Keys that may differ when a run is resumed: they cannot change its weights, or in the last bits only."""
+
+
+def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
+    """Trains a new run to its end and returns it.
+
+    Raises:
+        ClfError: something is wrong with the configuration, the data, the plugin or the disk, or the loss is not
+            finite.
+        Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+    """
+    config, _ = configuration.derive(config)
+    with session(config) as ranks, ExitStack() as held:
+        config = settle(config, ranks.device)
+        watchers = _default_callbacks(callbacks, ranks, config.plugin)
+        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
+            what = experiment.build(config, progress=progress)
+        run = _shared_run(config, ranks)
+        try:
+            if ranks.is_main:
+                held.enter_context(run.lock())
+                runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
+                run.write_json("manifest.json", provenance.manifest(what, ranks))
+            trainer = Trainer(what, run, ranks, watchers)
+            trainer.save()
+        except BaseException:
+            if ranks.is_main:
+                shutil.rmtree(run.path, ignore_errors=True)  # nothing was trained, and the name is free again
+            raise
+        trainer.fit()
+    return run
+
+
+def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback] | None = None) -> Run:
+    """Continues a run from its newest good checkpoint, exactly as if it had not stopped.
+
+    Args:
+        config: the configuration wanted now; keys that matter must equal the run's.
+
+    Raises:
+        RunError: the configuration or the data differ, no checkpoint can be read, or another process trains the run.
+    """
+    wanted = old = run.config()
+    if config is not None:
+        wanted, _ = configuration.derive(config)
+    _check_plugin(run, wanted.plugin)
+    with session(wanted) as ranks, ExitStack() as held:
+        wanted = settle(wanted, ranks.device)
+        _check_unchanged(run, old, wanted)
+        distributed.on_main(lambda: held.enter_context(run.lock()), ranks)
+        state, complaints = _shared_state(run, ranks)
+        with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
+            what = experiment.build(wanted, fetch=False, progress=progress)
+        experiment.check_data(run, what.data)
+        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, wanted.plugin))
+        trainer.restore(state)
+        if trainer.step >= trainer.total_steps:
+            trainer.say(f"run {run.name!r} is complete: all {trainer.total_steps:,} steps are done")
+            return run
+        if ranks.is_main:
+            run.remove_leftovers()
+            run.truncate_metrics(trainer.step)
+            runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
+            run.update_manifest(state="running", notes=[*run.manifest().get("notes", []), *complaints])
+        for complaint in complaints:
+            trainer.say(complaint)
+        trainer.fit()
+    return run
+
+
+def _check_unchanged(run: Run, old: Config, wanted: Config) -> None:
+    """Refuses a configuration that would not go on with the same training."""
+    changed = configuration.differences(old, wanted, ignore=FREE_TO_CHANGE)
+    if changed:
+        raise RunError(
+            f"run {run.name!r} cannot be resumed with another configuration: {'; '.join(changed)}. "
+            "Resume it as it was, or train a new run"
+        )
+
+
+def _check_plugin(run: Run, plugin: str) -> None:
+    """Refuses a single-file plugin that was edited since the run began."""
+    before = run.manifest().get("plugin_source", {}).get("sha256")
+    if before is not None and before != provenance.plugin_source(plugin).get("sha256"):
+        raise RunError(
+            f"{plugin} has changed since run {run.name!r} was trained with it: restore the file, or train a new run"
+        )
+
+
+@contextmanager
+def session(config: Config) -> Iterator[Ranks]:
+    """Joins the other ranks and sets the process-wide switches of torch, for as long as the training lasts."""
+    threads = torch.get_num_threads()
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not config.train.deterministic  # shapes never change, so trying kernels pays
+    allocator.keep_freed_memory()
+    try:
+        with distributed.together(config.train.device) as ranks:
+            yield ranks
+    finally:
+        torch.backends.cudnn.benchmark = tuned
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
+
+
+def settle(config: Config, device: torch.device) -> Config:
+    """What ``auto`` means on this device, so that the run's configuration says what was done.
+
+    Raises:
+        ConfigError: torch.compile is demanded and cannot work here.
+    """
+    section = config.train
+    precision = section.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    compiled = "on" if compiling.wanted(section.compile, device) else "off"
+    channels_last = section.channels_last is not False and device.type != "mps"
+    settled = {"precision": precision, "compile": compiled, "channels_last": channels_last}
+    return config.model_copy(update={"train": section.model_copy(update=settled)})
+
+
+def _shared_run(config: Config, ranks: Ranks) -> Run:
+    """The run folder that rank 0 made."""
+    run = distributed.on_main(lambda: runs.create_run(config), ranks)
+    return Run(Path(distributed.from_main(str(run.path) if run else "", ranks)))
+
+
+def _shared_state(run: Run, ranks: Ranks) -> tuple[dict[str, Any], list[str]]:
+    """The newest good checkpoint, the same on every rank, and what is wrong with newer ones."""
+    state, complaints = checkpoint.load_newest(run.checkpoints, set_aside=ranks.is_main)
+    high, low = distributed.largest([state["step"], -state["step"]], ranks)
+    if high != -low:
+        raise CheckpointError(
+            f"the ranks see different checkpoints in {run.checkpoints}, of the steps {-low:.0f} to {high:.0f}: "
+            "run.dir must be on a file system that all machines share"
+        )
+    return state, complaints
+
+
+def _default_callbacks(callbacks: Sequence[Callback] | None, ranks: Ranks, plugin: str) -> list[Callback]:
+    if not ranks.is_main:
+        return []
+    if callbacks is not None:
+        return list(callbacks)
+    offered = plugins.load_plugin(plugin).callbacks
+    return [Monitor(), Progress(), *(make() for make in offered)]
