@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 class Callback:
     """Override what you need; every method has the trainer, whose attributes are public.
 
-    Only rank 0 has callbacks. Exceptions end the training.
+    Only rank 0 has callbacks. To end the training call :meth:`Trainer.end`; on several ranks an exception would leave
+    the others waiting.
     """
 
     def on_start(self, trainer: Trainer) -> None:

@@ -158,6 +158,13 @@ class Method(nn.Module, ABC, Generic[C]):
     """The subclass of :class:`MethodConfig` that ``method.*`` keys are read into."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Recommended values of engine keys, e.g. ``{"optimizer.name": "sgd"}``; files and the command line win."""
+    min_batch_size: ClassVar[int] = 32
+    """Images in a step on all ranks together below which the training says that the loss has too few; it goes on.
+
+    With M images InfoNCE cannot exceed log(2M - 1), nor the information it gains: 4 nats at 32. Below that batch norm's
+    statistics get noisy too (Wu, He, Group Normalization, ECCV 2018, figure 1: errors rise from 16 rows downwards).
+    Declare less where negatives come from a queue or there are none, more where the paper says so.
+    """
 
     def __init__(self, backbone: Backbone, config: C, data: DataSpec) -> None:
         super().__init__()

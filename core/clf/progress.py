@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,13 @@ PLAIN_EVERY = 10.0
 
 
 class Progress(Callback):
-    """Loss, images per second, time left, and k-NN accuracy when it has been measured."""
+    """Loss, images per second, time left, and what the monitor measured: k-NN accuracy, or RankMe without labels."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._bar: Bar | None = None
         self._loss = float("nan")
-        self._knn: float | None = None
+        self._measured = ""
         self._speed = Speed()
         self._last_line = 0.0
 
@@ -43,6 +43,8 @@ class Progress(Callback):
             shown = "".join(f"\n  {item.path}: {item.reason}" for item in data.skipped[:10])
             rest = f"\n  and {len(data.skipped) - 10} more, listed in manifest.json" if len(data.skipped) > 10 else ""
             self._print(f"{len(data.skipped)} files skipped:{shown}{rest}")
+        for note in data.notes:
+            self._print(note)
         if self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
@@ -67,9 +69,10 @@ class Progress(Callback):
 
     def on_record(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self._loss = record.get("loss", self._loss)
-        if record.get("knn") is not None:
-            self._knn = record["knn"]
-            self._print(f"epoch {round(trainer.epoch):>4}  loss {self._loss:.4f}  k-NN accuracy {self._knn:.1%}")
+        if record["kind"] == "monitor":
+            knn, rank = record.get("knn"), record.get("rank_me", float("nan"))
+            self._measured = f"RankMe {rank:.1f}" if knn is None else f"k-NN {knn:.1%}"
+            self._print(f"epoch {trainer.epoch:>4.0f}  loss {self._loss:.4f}  {figures(record)}")
 
     def on_message(self, trainer: Trainer, sentence: str) -> None:
         self._print(sentence)
@@ -83,12 +86,18 @@ class Progress(Callback):
     def _status(self, trainer: Trainer) -> str:
         section = trainer.config.train
         rate = self._speed.steps_per_second() * section.batch_size * section.accumulate
-        knn = f"  k-NN {self._knn:.1%}" if self._knn is not None else ""
         loss = f"  loss {self._loss:.4f}" if self._loss == self._loss else ""
-        return f"epoch {trainer.epoch:.1f}{loss}  {rate:,.0f} images/s{knn}"
+        return f"epoch {trainer.epoch:.1f}{loss}  {rate:,.0f} images/s  {self._measured}".rstrip()
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def figures(record: Mapping[str, float]) -> str:
+    """A record of the monitor in words, the most telling figure first."""
+    words = [("knn", "k-NN accuracy {:.1%}"), ("bank", "(bank of {:,})"), ("rank_me", "RankMe {:.1f}")]
+    words += [("alignment", "alignment {:.3f}"), ("uniformity", "uniformity {:.2f}"), ("feature_std", "std {:.4f}")]
+    return "  ".join(text.format(record[name]) for name, text in words if name in record)
 
 
 @contextmanager

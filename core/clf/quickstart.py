@@ -32,7 +32,7 @@ SETTINGS = (
     "augment.saturation=0.8",
     "augment.hue=0.5",
     "augment.grayscale=0.7",
-    "monitor.knn_every=2",
+    *("monitor.knn_every=2", "monitor.max_images=1000"),
 )
 """A good encoder of the embedded images in two minutes on two cores: colour is a matter of chance there, so the views
 lose most of it, and small batches give many steps."""
@@ -101,12 +101,12 @@ def write_images(run: Path, folder: Path) -> list[Path]:
     data = load_source(config.data, config.seed)
     assert data.test is not None and data.test.labels is not None and data.train.labels is not None
     names = data.class_names or ()
-    for i, (image, label) in enumerate(zip(data.train.clean, data.train.labels, strict=True)):
+    for i, (image, label) in enumerate(zip(data.train.clean[:], data.train.labels, strict=True)):
         path = folder / "gallery" / names[int(label)] / f"{i:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     queries: dict[int, Path] = {}
-    for image, label in zip(data.test.clean, data.test.labels, strict=True):
+    for image, label in zip(data.test.clean[:], data.test.labels, strict=True):
         if len(queries) == QUERIES:
             break
         if int(label) not in queries:

@@ -87,13 +87,15 @@ def verdict(found: Diagnostics | None) -> str:
 
 
 def charts(records: Sequence[Record]) -> str:
-    """Loss, k-NN, learning rate, speed and RankMe over epochs, those that were recorded."""
+    """Loss, k-NN, learning rate, speed and what tells of collapse over epochs, those that were recorded."""
     wanted: list[tuple[str, list[Point], Callable[[float], str]]] = [
         ("loss", _series(records, "loss"), lambda y: f"{y:.3g}"),
         ("k-NN accuracy", _series(records, "knn"), lambda y: f"{100 * y:.3g} %"),
         ("learning rate", _series(records, "lr"), lambda y: f"{y:.2g}"),
         ("images per second", speed(records), lambda y: f"{y:,.0f}"),
         ("RankMe (dimensions in use)", _series(records, "rank_me"), lambda y: f"{y:.3g}"),
+        ("alignment of two views", _series(records, "alignment"), lambda y: f"{y:.3g}"),
+        ("uniformity", _series(records, "uniformity"), lambda y: f"{y:.3g}"),
     ]
     figures = []
     for label, points, text in wanted:
