@@ -126,8 +126,12 @@ class Trainer:
         try:
             with self.stop, torch.random.fork_rng(devices):
                 self._tell("on_start")
+                first = self.step
                 while self.step < self.total_steps:
                     self.one_step()
+                    if self.step == first + 1:
+                        for note in self.stream.views.notes:
+                            self.say(note)
                     self.seconds = time.monotonic() - started
                     self._after_step()
                 self.state = "complete"

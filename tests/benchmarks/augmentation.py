@@ -25,18 +25,17 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from clf.allocator import keep_freed_memory
-from clf.augment import Augment, Recipe, simclr_recipe
+from clf.augment import Recipe, Views, simclr_recipe
 
 Work = Callable[[], object]
 
 
-def clf_views(images: Tensor, augment: Augment) -> Work:
-    recipe = augment.recipe
+def clf_views(images: Tensor, views: Views) -> Work:
     seeds = iter(range(2**31))
 
     def work() -> None:
-        for _ in range(2):
-            augment(images, recipe.draw(len(images), torch.Generator().manual_seed(next(seeds))))
+        sources = [torch.Generator().manual_seed(next(seeds)) for _ in views.recipes]
+        views(images, [recipe.draw(len(images), s) for recipe, s in zip(views.recipes, sources, strict=True)])
 
     return work
 
@@ -102,15 +101,15 @@ def milliseconds(work: Work, device: torch.device) -> float:
 
 
 def contestants(images: Tensor, recipe: Recipe, compiled: bool) -> dict[str, Work]:
-    works: dict[str, Work] = {"clf eager": clf_views(images, Augment(recipe))}
+    works: dict[str, Work] = {"clf eager": clf_views(images, Views([recipe, recipe]))}
     if compiled:
-        augment = Augment(recipe, compiled=True)
-        work = clf_views(images, augment)
+        views = Views([recipe, recipe], compiled=True)
+        work = clf_views(images, views)
         work()
-        if augment.note is None:
-            works["clf compiled"] = work
+        if views.notes:
+            print(*views.notes, sep="\n")
         else:
-            print(augment.note)
+            works["clf compiled"] = work
     if images.device.type == "cpu":
         works["torchvision PIL"] = torchvision_views(images, recipe, pil=True)
         works["torchvision tensor"] = torchvision_views(images, recipe, pil=False)

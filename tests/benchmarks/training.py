@@ -52,11 +52,12 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> Any:
     import numpy as np
     import torch
 
+    from clf import allocator, experiment, trainer, training
     from clf import config as configuration
-    from clf import experiment, trainer, training
     from clf.distributed import start
     from clf.runs import create_run
 
+    allocator.keep_freed_memory()  # as a training does; the bare loop has it too
     rng = np.random.default_rng(0)
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (IMAGES, options.size, options.size, 3), np.uint8))
     values = {
@@ -85,13 +86,13 @@ def bare_loop(made: Any) -> Callable[[int], None]:
     """The same work as the trainer's, by hand."""
     import torch
 
-    from clf.augment import Augment
+    from clf.augment import Views
     from clf.losses import nt_xent
     from clf.optim import make_optimizer
 
     method, device, section = made.method, made.device, made.config.train
     images = made.data.train.images.to(device)
-    augments = [Augment(recipe, compiled=section.compile == "on") for recipe in made.experiment.recipes]
+    views = Views(made.experiment.recipes, compiled=section.compile == "on")
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(made.config.optimizer, parameters)
 
@@ -99,10 +100,11 @@ def bare_loop(made: Any) -> Callable[[int], None]:
         for _ in range(steps):
             index = torch.randperm(len(images))[: section.batch_size]
             batch = images[index.to(device)]
-            views = [a(batch, a.recipe.draw(len(batch), torch.Generator().manual_seed(0))) for a in augments]
+            draws = [recipe.draw(len(batch), torch.Generator().manual_seed(0)) for recipe in views.recipes]
+            x = torch.cat(views(batch, draws))
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-                a, b = method.projector(method.backbone(torch.cat(views))).chunk(2)
+                a, b = method.projector(method.backbone(x)).chunk(2)
                 loss = nt_xent(a, b, 0.5)
             loss.backward()
             optimizer.step()
@@ -116,7 +118,7 @@ def clf_loop(made: Any) -> Callable[[int], None]:
 
     def run(steps: int) -> None:
         made.total_steps = made.step + steps
-        made.save = lambda: None  # one checkpoint in so few steps would count for far more than in a training
+        made.save = made._close = lambda: None  # in so few steps these would count for far more than in a training
         made.fit()
 
     return run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from augment_inputs import PLAIN, draws_of, photos, source
 
-from clf.augment import Augment, Recipe, apply, simclr_recipe
+from clf.augment import Augment, Recipe, Views, apply, simclr_recipe
 from clf.augment.blocks import in_blocks
 from clf.augment.dense import _columns_by_matrix, _columns_by_taps, in_one_graph, table
 from clf.augment.resample import crop_taps
@@ -106,8 +106,10 @@ def test_compiled_is_eager_up_to_rounding_and_compiles_once(fresh_compiler: None
         few = draws_of(recipe, 5)
         assert torch.equal(compiled(x[:5], few), eager(x[:5], few))  # another size runs eagerly
         assert torch.equal(Augment(recipe, compiled=True)(images, d), found)  # the second view uses the same graph
-    assert compiled.compiled and compiled.note is None
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        larger = draws_of(recipe, 8)
+        assert (Augment(recipe, compiled=True)(x[:8], larger) - eager(x[:8], larger)).abs().max() < 1e-5  # its own code
+    assert compiled.note is None
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each size of batch
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -116,7 +118,6 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so(monkeypatch: pytest.Monk
     x, d = photos(6, 30, 30), draws_of(EVERYTHING, 6)
     augment = Augment(EVERYTHING, compiled=True)
     assert torch.equal(augment(x, d), Augment(EVERYTHING)(x, d))
-    assert not augment.compiled
     assert augment.note == "augmentation is not compiled, for there is no C++ compiler (g++)"
 
 
@@ -129,7 +130,7 @@ def test_large_views_on_a_cpu_are_not_compiled(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_compiler_that_fails_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(recipe: Recipe) -> object:
+    def broken(*shape: object) -> object:
         raise RuntimeError("g++ ended with 1\nlong output")
 
     monkeypatch.setattr(apply, "obstacle", lambda device: None)
@@ -179,3 +180,22 @@ def test_two_views_differ() -> None:
     g = source(5)
     a, b = (Augment(recipe)(x, recipe.draw(16, g)) for _ in range(2))
     assert ((a - b).abs().amax(dim=(1, 2, 3)) > 0.01).all()
+
+
+def test_views_are_those_of_each_recipe_alone_whichever_share_a_call() -> None:
+    small, large = Recipe(size=16, solarize=0.5), Recipe(size=24, blur=0.5)
+    recipes = [large, large, small, large]
+    x = photos(6, 32, 32)
+    draws = [draws_of(recipe, 6, seed) for seed, recipe in enumerate(recipes)]
+    found = Views(recipes)(x, draws)
+    for view, recipe, d in zip(found, recipes, draws, strict=True):
+        assert torch.equal(view, Augment(recipe)(x, d))
+
+
+def test_a_note_says_once_why_views_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clf.augment.apply.obstacle", lambda device: "there is no C++ compiler")
+    recipe = Recipe(size=16)
+    views = Views([recipe, recipe, Recipe(size=24)], compiled=True)
+    assert views.notes == []
+    views(photos(4, 16, 16), [draws_of(recipe, 4)] * 3)
+    assert views.notes == ["augmentation is not compiled, for there is no C++ compiler"]

@@ -10,8 +10,8 @@ as one compiled graph or on a GPU.
 
 from __future__ import annotations
 
-from clf.augment.apply import Augment
+from clf.augment.apply import Augment, Views
 from clf.augment.recipe import Draws, Recipe, crop_boxes, simclr_recipe
-from clf.augment.resample import crop_resize, gaussian_blur
+from clf.augment.resample import gaussian_blur
 
-__all__ = ["Augment", "Draws", "Recipe", "crop_boxes", "crop_resize", "gaussian_blur", "simclr_recipe"]
+__all__ = ["Augment", "Draws", "Recipe", "Views", "crop_boxes", "gaussian_blur", "simclr_recipe"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
+from itertools import groupby
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -37,11 +39,6 @@ class Augment:
         self._compiled = compiled
         self._shape: tuple[object, ...] | None = None  # of the first batch
         self._graph: _Graph | None = None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether batches of the first one's shape run compiled, as far as is known yet."""
-        return self._compiled
 
     @torch.no_grad()
     def __call__(self, images: Tensor, draws: Draws, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,7 +92,7 @@ class Augment:
         if self._graph is None:
             # a CPU gains more from blurring only the images that are drawn to be than from one graph
             recipe = replace(self.recipe, blur=0.0, solarize=0.0) if on_cpu else self.recipe
-            self._graph = _compiled(recipe)
+            self._graph = _compiled(recipe, images.shape, dtype, images.device)
         x = self._graph(images, self._table(images, draws, dtype))
         if on_cpu:
             blur_and_solarize_(x, draws)
@@ -110,18 +107,45 @@ class Augment:
         return parameters.to(images.device, non_blocking=True)
 
 
+class Views:
+    """The views of a batch by one recipe each; two neighbours with equal recipes share a call, which is faster."""
+
+    def __init__(self, recipes: Sequence[Recipe], compiled: bool = False) -> None:
+        self.recipes = tuple(recipes)
+        self._groups: list[tuple[Augment, int]] = []
+        for recipe, same in groupby(self.recipes):
+            count = len(list(same))
+            sizes = [2] * (count // 2) + [1] * (count % 2)  # more would take more memory for no more speed
+            self._groups += [(Augment(recipe, compiled), size) for size in sizes]
+
+    @property
+    def notes(self) -> list[str]:
+        """Why something is not compiled that should be, as far as is known yet."""
+        return list(dict.fromkeys(augment.note for augment, _ in self._groups if augment.note))
+
+    def __call__(
+        self, images: Tensor, draws: Sequence[Draws], dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, ...]:
+        """V tensors (N, C, S, S) in [0, 1] of images (N, C, H, W), with draws for each view: see :class:`Augment`."""
+        views: list[Tensor] = []
+        for augment, count in self._groups:
+            mine = draws[len(views) : len(views) + count]
+            together = augment(images.repeat(count, 1, 1, 1), Draws.joined(mine), dtype)  # (count N, C, S, S)
+            views.extend(together.chunk(count))
+        return tuple(views)
+
+
 @cache
-def _compiled(recipe: Recipe) -> _Graph:
-    """One graph for all views and streams with this recipe."""
-    graph = partial(in_one_graph, recipe=recipe)
-    compiled: _Graph = torch.compile(graph, fullgraph=True, dynamic=False, options=_options())
+def _compiled(recipe: Recipe, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> _Graph:
+    """One graph for all streams with this recipe and batches of this shape.
+
+    Its code is an object of its own, because torch counts on the code object how often something is compiled anew, and
+    gives up after eight.
+    """
+
+    def graph(images: Tensor, parameters: Tensor) -> Tensor:
+        return in_one_graph(images, parameters, recipe)
+
+    own = FunctionType(graph.__code__.replace(), graph.__globals__, closure=graph.__closure__)
+    compiled: _Graph = torch.compile(own, fullgraph=True, dynamic=False)
     return compiled
-
-
-def _options() -> dict[str, str | int | bool | Callable[..., object]]:
-    """a * b + c as one instruction on the CPU too, as it is on a GPU: 10 % of the time. Older releases lack it."""
-    from torch._inductor.config import cpp  # seconds to import, and only those who compile need it
-
-    flag = "enable_floating_point_contract_flag"
-    takes_words = isinstance(getattr(cpp, flag, None), str)
-    return {f"cpp.{flag}": "fast"} if takes_words else {}

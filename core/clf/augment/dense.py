@@ -10,6 +10,8 @@ place in the order asks for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -117,11 +119,10 @@ def _rows(x: Tensor, taps: Taps) -> Tensor:
     """(N, C, H, W) -> (N, C, S, W); rows are read whole, wherever they lie."""
     n, c, _, width = x.shape
     image, channel, column = _index(n, 0, x), _index(c, 1, x), _index(width, 3, x)
-    parts = [
+    return _total(
         x[image, channel, (taps.first + k)[:, None, :, None], column] * taps.weight[:, None, k, :, None]
         for k in range(taps.weight.shape[1])
-    ]
-    return _total(parts)
+    )
 
 
 def _columns(x: Tensor, taps: Taps) -> Tensor:
@@ -137,11 +138,10 @@ def _columns_by_matrix(x: Tensor, taps: Taps) -> Tensor:
 def _columns_by_taps(x: Tensor, taps: Taps) -> Tensor:
     n, c, height, _ = x.shape
     image, channel, row = _index(n, 0, x), _index(c, 1, x), _index(height, 2, x)
-    parts = [
+    return _total(
         x[image, channel, row, (taps.first + k)[:, None, None]] * taps.weight[:, None, k, None]
         for k in range(taps.weight.shape[1])
-    ]
-    return _total(parts)
+    )
 
 
 def _blur(x: Tensor, sigma: Tensor, blurred: Tensor) -> Tensor:
@@ -152,9 +152,9 @@ def _blur(x: Tensor, sigma: Tensor, blurred: Tensor) -> Tensor:
     one = (torch.arange(2 * r + 1, device=x.device) == r).to(x.dtype)
     kernel = torch.where(blurred > 0, kernel, one)[:, :, None, None, None]
     x = F.pad(x, (0, 0, r, r), mode="reflect")
-    x = _total([x[:, :, k : k + size] * kernel[:, k] for k in range(2 * r + 1)])
+    x = _total(x[:, :, k : k + size] * kernel[:, k] for k in range(2 * r + 1))
     x = F.pad(x, (r, r, 0, 0), mode="reflect")
-    return _total([x[:, :, :, k : k + size] * kernel[:, k] for k in range(2 * r + 1)]).clamp(0, 1)
+    return _total(x[:, :, :, k : k + size] * kernel[:, k] for k in range(2 * r + 1)).clamp(0, 1)
 
 
 def _index(extent: int, dim: int, like: Tensor) -> Tensor:
@@ -162,8 +162,9 @@ def _index(extent: int, dim: int, like: Tensor) -> Tensor:
     return torch.arange(extent, device=like.device).view([-1 if i == dim else 1 for i in range(4)])
 
 
-def _total(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    """One after the other, so that no two of many large ones are in memory."""
+    total = next(parts)
+    for part in parts:
         total = total + part
     return total

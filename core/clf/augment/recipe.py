@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -135,6 +135,13 @@ class Draws:
     def rows(self, index: slice | Tensor) -> Draws:
         """The draws of some of the images."""
         return Draws(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @staticmethod
+    def joined(parts: Sequence[Draws]) -> Draws:
+        """The draws of one batch after the other."""
+        return Draws(
+            **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Draws)}
+        )
 
 
 def simclr_recipe(image_size: int, channels: int = 3) -> Recipe:

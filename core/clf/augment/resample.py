@@ -75,19 +75,12 @@ def gaussian(sigma: Tensor, size: int) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Crop, antialiased bicubic resize and horizontal flip: (N, C, H, W) uint8 -> (N, C, size, size) in [0, 1].
-
-    Equal to torchvision's resized_crop(interpolation=BICUBIC, antialias=True), clamped.
-    """
-    n, c, height, width = images.shape
-    x = torch.empty(n, c, size, size, dtype=dtype)
-    resample(images, *crop_taps(boxes.to(dtype), flip.to(dtype), size, height, width), x)
-    return x
-
-
 def resample(images: Tensor, y: Taps, x: Taps, out: Tensor) -> None:
-    """Both maps on (N, C, H, W), clamped to [0, 1], into (N, C, S, S)."""
+    """Both maps on (N, C, H, W), clamped to [0, 1], into (N, C, S, S).
+
+    With the taps of :func:`crop_taps` it equals torchvision's resized_crop(interpolation=BICUBIC, antialias=True),
+    clamped, and a flip.
+    """
     _, _, height, width = images.shape
     if out.shape[2] <= LARGEST_IN_FULL:
         in_full(images.to(out.dtype), as_matrix(y, height), as_matrix(x, width), out)
