@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from clf.errors import ImageError
 
@@ -65,7 +66,8 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         limits: bytes of the file, and pixels as its header states them.
 
     Raises:
-        ImageError: the file is missing, empty, too large, truncated, corrupt or not an image; names the file.
+        ImageError: the file is missing, empty, too large, truncated, corrupt or not an image, or there is no memory for
+            it (then the cause is a MemoryError); names the file.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = _checked(source, name, limits.max_bytes) if isinstance(source, bytes) else read(source, limits)
@@ -82,8 +84,16 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         return _rgb(_upright(image))
     except ImageError:
         raise
+    except MemoryError as error:  # says nothing of the file
+        raise ImageError(f"{name} cannot be decoded for lack of memory") from error
     except Exception as error:  # decoders meet corrupt bytes with errors of any type
         raise ImageError(f"{name} is truncated or corrupt ({_reason(error)})") from error
+
+
+def formats() -> list[str]:
+    """What can be decoded here: formats, then Pillow's codecs."""
+    Image.init()
+    return [*(name for name in _FORMATS if name in Image.OPEN), *features.get_supported_codecs()]
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -182,9 +192,11 @@ def is_folder(path: Path) -> bool:
     """
     try:
         return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with a null byte is a ValueError
+    except ValueError:  # a name with a null byte
         return False
     except OSError as error:
+        if _leads_nowhere(error):
+            return False
         raise _unreadable(path, error) from error
 
 
@@ -213,8 +225,15 @@ def _entries(folder: str) -> tuple[list[str], dict[str, bool]]:
 def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:
-        return False
+    except OSError as error:
+        if _leads_nowhere(error):
+            return False
+        raise
+
+
+def _leads_nowhere(error: OSError) -> bool:
+    """Whether a path names nothing, rather than something that cannot be asked: missing, or links in a circle."""
+    return isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno == errno.ELOOP
 
 
 def _unreadable(folder: Path | str, error: OSError) -> ImageError:

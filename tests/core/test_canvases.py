@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clf import checkpoint, training
+from clf import checkpoint, images, training
 from clf.config import Config, DataSection
 from clf.data import DataSource, canvases, load_source
-from clf.data.cache import FILES, RECORD, RECORDS, RESERVE
+from clf.data.cache import FILES, KNOWN, RECORD, RECORDS, RESERVE, STORED, read_records, take_place
 from clf.data.locks import try_lock
 from clf.errors import DataError
 from clf.evaluate.features import encode
@@ -82,9 +82,9 @@ from clf.data import canvases, load_source
 root, cache, log = sys.argv[1:]
 fill = canvases.Store._fill_one
 
-def slowly(store, i):  # notes a file when its row and its record are written
+def slowly(store, i, found):  # notes a file when its row and its record are written
     time.sleep(0.01)
-    fill(store, i)
+    fill(store, i, found)
     with open(log, "a") as file:
         file.write(store._names[i] + "\\n")
 
@@ -156,6 +156,8 @@ def test_only_what_changed_is_decoded_again(tmp_path: Path, decoded: list[str]) 
     ]
     decoded.clear()
     assert same(load(root, cache), first) and decoded == []  # the unreadable one is remembered too
+    del first
+    gc.collect()
     put(root / "003.png", seed=99)
     put(root / "new.png", seed=100)
     (root / "001.png").unlink()
@@ -194,6 +196,11 @@ def test_the_limit_bounds_the_files_and_the_rest_is_decoded_when_drawn(tmp_path:
     gc.collect()
     load(root, cache, cache_limit_gib=2 * ROW / 2**30)  # and now for less
     assert sum(file_of(cache, name).stat().st_size for name in FILES) == 2 * ROW
+    assert read_records(file_of(cache, RECORDS).parent)["status"].tolist() == [STORED] * 2 + [KNOWN] * 8
+    gc.collect()
+    decoded.clear()
+    load(root, cache)
+    assert sorted(decoded) == [f"{i:03d}.png" for i in range(2, 10)]
 
 
 def test_the_disk_keeps_a_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +209,13 @@ def test_the_disk_keeps_a_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert data.notes[0].startswith(
         f"3 of 5 images are in the cache, as many as the free space of {tmp_path / 'cache'}"
     )
+
+
+def test_what_other_sets_have_yet_to_fill_in_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=RESERVE + 7 * ROW))
+    names, states = np.array([b"%d" % i for i in range(5)], "S16"), np.zeros((5, 3), np.int64)
+    places = [take_place(tmp_path, key, names, states, [3 * 19**2, 3 * 16**2], 10**9) for key in "ab"]
+    assert [place.room for place in places] == [5, 2]
 
 
 def test_old_sets_make_room_unless_they_are_in_use(tmp_path: Path, decoded: list[str]) -> None:
@@ -220,6 +234,23 @@ def test_old_sets_make_room_unless_they_are_in_use(tmp_path: Path, decoded: list
     assert decoded == []
     load(roots[0], cache, cache_limit_gib=limit)
     assert len(decoded) == 5
+
+
+@pytest.mark.parametrize("deletable", [True, False])
+def test_a_set_that_was_deleted_by_half_counts_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletable: bool
+) -> None:
+    cache, limit = tmp_path / "cache", 6 * ROW / 2**30
+    load(photos(tmp_path / "a", 5), cache, cache_limit_gib=limit)
+    gc.collect()
+    file_of(cache, RECORDS).unlink()
+    if not deletable:
+        monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    data = load(photos(tmp_path / "b", 5), cache, cache_limit_gib=limit)
+    assert (
+        sum(path.stat().st_size for name in FILES for path in cache.glob(f"*/{name}")) == (5 if deletable else 6) * ROW
+    )
+    assert (data.notes == []) == deletable
 
 
 def test_rows_of_deleted_files_are_used_again_when_room_is_short(tmp_path: Path) -> None:
@@ -247,7 +278,115 @@ def test_a_damaged_row_is_noticed_decoded_again_and_repaired(tmp_path: Path, dec
     assert file_of(cache, kind).read_bytes() == good
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 50, os.urandom(3 * RECORD.itemsize)])
+def test_a_damaged_row_that_cannot_be_repaired_is_decoded_when_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = photos(tmp_path, 5), tmp_path / "cache"
+    load(root, cache)
+    file_of(cache, FILES[0]).write_bytes(bytes(5 * 3 * 19**2))
+    data = load(root, cache)
+
+    def full(handle: int, data: Any, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for _ in range(2):
+        assert same(data, load(root))
+
+
+def test_pixels_that_another_process_uses_stay_when_their_file_changes(tmp_path: Path, decoded: list[str]) -> None:
+    """Two locks of one process exclude each other as those of two do."""
+    root, cache = photos(tmp_path, 4), tmp_path / "cache"
+    first, before = load(root, cache), load(root)
+    first.train.images[:2]  # the others are unread as yet
+    for i in (1, 3):
+        put(root / f"{i:03d}.png", seed=90 + i)
+    second = load(root, cache)
+    assert same(first, before) and same(second, load(root))
+    assert second.notes == [
+        "2 of 4 images have changed since another process, which still runs, put them into the cache; they are decoded "
+        "anew each time they are drawn, which is slower and changes nothing else"
+    ]
+    del first, second
+    gc.collect()
+    decoded.clear()
+    third = load(root, cache)
+    assert sorted(decoded) == ["001.png", "003.png"] and third.notes == [] and same(third, load(root))
+
+
+def test_pixels_in_use_serve_on_when_only_the_time_of_their_file_changes(tmp_path: Path, decoded: list[str]) -> None:
+    root, cache = photos(tmp_path, 3), tmp_path / "cache"
+    first = load(root, cache)
+    os.utime(root / "001.png")
+    decoded.clear()
+    second = load(root, cache)
+    assert decoded == ["001.png"] and second.notes == [] and same(second, first)
+    assert same(load(root, cache), first) and decoded == ["001.png"]
+
+
+def test_a_file_of_the_same_size_and_time_is_not_taken_for_the_earlier_one(tmp_path: Path) -> None:
+    root, cache = tmp_path / "photos", tmp_path / "cache"
+    path = put(root / "a.bmp", seed=0)
+    then = path.stat()
+    load(root, cache)
+    gc.collect()
+    time.sleep(0.02)  # clocks of file systems are coarse
+    put(path, seed=1)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+    assert same(load(root, cache), load(root))
+
+
+def test_a_format_that_becomes_known_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = photos(tmp_path, 2), tmp_path / "cache"
+    put(root / "a.bmp", seed=5)
+    with monkeypatch.context() as without:
+        without.setattr(images, "_FORMATS", ("PNG",))
+        assert [(s.path, s.reason) for s in load(root, cache).skipped] == [
+            ("a.bmp", "is not an image of a known format")
+        ]
+    assert load(root, cache).skipped == []
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_want_of_memory_is_not_taken_for_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    root, cache = photos(tmp_path, 2), tmp_path / "cache" if cached else None
+
+    def starve(data: bytes) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as poor:
+        poor.setattr(images, "_open", starve)
+        with pytest.raises(
+            DataError, match=r"00\d\.png cannot be decoded for lack of memory: free some memory, or set"
+        ):
+            load(root, cache)
+    assert load(root, cache).skipped == []
+
+
+def test_an_error_of_the_progress_is_not_one_of_the_cache(tmp_path: Path) -> None:
+    options = {"cache_above_mib": 0, "cache_dir": str(tmp_path / "cache")}
+    section = DataSection(name="folder", root=str(photos(tmp_path, 3)), image_size=SIZE, options=options)
+
+    def gone(done: int, total: int) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        load_source(section, 0, progress=gone)
+
+
+def test_a_file_system_without_locks_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(DataError, match=r"its file system has no file locks \(No locks available\); set .* local disk"):
+        load(photos(tmp_path, 1), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 50, np.random.default_rng(0).bytes(3 * RECORD.itemsize)])
 def test_damaged_records_count_as_absent(tmp_path: Path, damage: bytes) -> None:
     root, cache = photos(tmp_path, 5), tmp_path / "cache"
     load(root, cache)
@@ -350,3 +489,22 @@ def test_evaluation_takes_tables_as_it_takes_tensors(tmp_path: Path) -> None:
     some = torch.tensor([5, 2])
     assert torch.equal(table.rows(some).clean[:], tensor.rows(some).clean)
     assert table.rows(some).names == tensor.rows(some).names == ["005.png", "002.png"]
+
+
+def test_a_table_is_converted_bit_by_bit() -> None:
+    pixels = torch.randint(0, 256, (1100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    asked: list[int] = []
+
+    class Read:
+        shape = tuple(pixels.shape)
+
+        def __len__(self) -> int:
+            return len(pixels)
+
+        def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
+            asked.append(len(pixels[rows]))
+            return pixels[rows]
+
+    for size, channels in [(8, 1), (5, 3), (5, 1)]:
+        assert torch.equal(adapt(Read(), size, channels)[:], adapt(pixels, size, channels)[:])
+    assert max(asked) <= 1024 and sum(asked) == 3 * 1100

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,73 @@ def test_npz_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"is not a readable \.npz archive"):
         load(str(tmp_path / "cut.npz"))
+
+
+def zipped(folder: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    with zipfile.ZipFile(folder / "set.npz", "w", method) as file:
+        file.writestr(name, content)
+    return (folder / "set.npz").read_bytes()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["packed data", "header", "encrypted", "method"])
+def test_damaged_npz_files(tmp_path: Path, kind: str) -> None:
+    whole = npy(noise(4, 8, 8))
+    if kind == "header":
+        whole = whole.replace(b"}", b"(")
+    data = bytearray(zipped(tmp_path, "images.npy", whole, zipfile.ZIP_DEFLATED))
+    central = data.index(b"PK\1\2")
+    if kind == "packed data":
+        data[60:80] = b"\xff" * 20
+    elif kind == "encrypted":
+        data[6], data[central + 8] = 1, 1
+    elif kind == "method":
+        data[8], data[central + 10] = 97, 97
+    (tmp_path / "set.npz").write_bytes(data)
+    with pytest.raises(DataError, match=r"set\.npz is not a readable \.npz archive of plain arrays: ."):
+        load(str(tmp_path / "set.npz"))
+
+
+def test_a_member_of_an_npz_file_that_is_no_array(tmp_path: Path) -> None:
+    zipped(tmp_path, "images", b"hello")
+    with pytest.raises(DataError, match=r"set\.npz: images is not an array; write the archive with numpy\.savez"):
+        load(str(tmp_path / "set.npz"))
+
+
+@pytest.mark.parametrize(
+    ("given_labels", "names", "numbers", "classes"),
+    [
+        ([-1, 5, 7, -1, 5, 7], None, [-1, 0, 1, -1, 0, 1], ("5", "7")),
+        ([-1, 0, 1, -2, 2, 0], ["ant", "bee", "cat"], [-1, 0, 1, -1, 2, 0], ("ant", "bee", "cat")),
+        ([-1, 1, 1, -1, 1, -1], ["1", "-1"], [1, 0, 0, 1, 0, 1], ("1", "-1")),
+    ],
+)
+def test_negative_labels_of_npz_files_are_unknown(
+    tmp_path: Path, given_labels: list[int], names: list[str] | None, numbers: list[int], classes: tuple[str, ...]
+) -> None:
+    more = {"class_names": np.array(names)} if names else {}
+    root = archive(tmp_path, images=noise(6, 8, 8), labels=np.array(given_labels), **more)
+    data = load(root, test_fraction=0)
+    assert data.train.labels is not None
+    assert data.train.labels.tolist() == numbers and data.class_names == classes
+
+
+def test_unknown_labels_are_trained_on_and_not_held_out(tmp_path: Path) -> None:
+    y = torch.tensor([-1] * 10 + [0] * 10 + [1] * 10)
+    train, test = stratified(y, 0.3)
+    assert train.tolist()[:10] == list(range(10)) and y[test].tolist() == [0] * 3 + [1] * 3
+    assert torch.equal(test, 10 + stratified(y[10:], 0.3)[1])  # what is held out does not depend on the others
+    assert len(stratified(y[:10], 0.3)[1]) == 0
+    x = torch.from_numpy(noise(10, 1, 8, 8))
+    assert Split(x, x, y[:10]).labelled() is None
+    root = archive(tmp_path, images=noise(4, 8, 8), labels=np.array([1, -1, 1, -1]))
+    with pytest.raises(DataError, match=r"all 2 labels that are not negative, which means unknown, of .* are the same"):
+        load(root)
 
 
 @settings(deadline=None)

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
+from clf import images
 from clf.errors import ImageError
-from clf.images import DEFAULT_LIMITS, Limits, decode, find_images, prepare, resize
+from clf.images import DEFAULT_LIMITS, Limits, decode, find_images, is_folder, prepare, resize
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -331,6 +332,27 @@ def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cats").symlink_to(tmp_path / "store", target_is_directory=True)
     assert find_images(tmp_path / "set") == [tmp_path / "set" / "cats" / "x.png"]
+
+
+def test_a_link_that_leads_nowhere_is_no_folder_but_one_that_cannot_be_followed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.png").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "dangling").symlink_to("absent")
+    (tmp_path / "through-a-file").symlink_to("x.png/below")
+    assert find_images(tmp_path) == [tmp_path / "x.png"]
+    assert not is_folder(tmp_path / "circle") and not is_folder(tmp_path / "x.png" / "below")
+    (tmp_path / "cats").symlink_to("x" * 300)  # no name may be as long
+    with pytest.raises(ImageError, match=r"cats cannot be read: File name too long"):
+        find_images(tmp_path)
+
+
+def test_want_of_memory_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_open", starve)
+    with pytest.raises(ImageError, match=r"^the image cannot be decoded for lack of memory$"):
+        decode(b"anything")
 
 
 def test_images_needs_no_torch() -> None:

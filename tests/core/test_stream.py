@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clf.augment import Recipe, simclr_recipe
-from clf.data.ahead import DEPTH
+from clf.data import ahead
+from clf.data.ahead import DEPTH, ReadAhead
 from clf.data.source import Rows
 from clf.data.stream import Stream
 from clf.errors import ConfigError, DataError
@@ -249,6 +250,46 @@ def test_the_time_is_charged_to_phases(table: SlowTable, resident: bool) -> None
     s.close()
 
 
+@pytest.mark.parametrize(("side", "depth"), [(8, DEPTH), (2048, 3), (9000, 1)])
+def test_large_batches_are_not_read_far_ahead(table: SlowTable, side: int, depth: int) -> None:
+    """Twelve images of 2048 x 2048 are 151 MB, so that three such batches fit into 512 MiB; of larger ones, one."""
+    table.shape = (50, 3, side, side)
+    reader = ReadAhead(table, lambda position: torch.arange(12), 12, torch.device("cpu"))
+    reader.get(5)
+    assert sorted(reader._running) == list(range(6, 6 + depth))
+    reader.close()
+
+
+def test_threads_read_ahead_on_the_streams_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[tuple[str, object]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: entered.append((threading.current_thread().name, d)))
+    monkeypatch.setattr(ahead, "_Staging", lambda device: None)  # so that images stay on the CPU
+    reader = ReadAhead(IMAGES, lambda position: torch.arange(3) + position, 3, torch.device("cuda", 1))
+    assert torch.equal(reader.get(2)[1], IMAGES[2:5])
+    reader.close()
+    assert entered and all(n.startswith("clf-ahead") and d == torch.device("cuda", 1) for n, d in entered)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_what_is_done_to_a_batch_stays_in_it(table: SlowTable, resident: bool) -> None:
+    s = stream(images=IMAGES if resident else table)
+    batch = s.next()
+    batch.index.zero_()
+    batch.images.zero_()
+    s.position = 0
+    assert same(s.next(), stream().next())
+    s.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_staging_takes_images_of_any_shape() -> None:
+    staging = ahead._Staging(torch.device("cuda"))
+    for part in (IMAGES[:7], IMAGES[:3], IMAGES[:9]):
+        uploaded, copied = staging.upload(part)
+        copied.synchronize()
+        assert torch.equal(uploaded.cpu(), part)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_on_a_gpu_are_those_on_the_cpu(table: SlowTable) -> None:
     on_cpu = stream()
@@ -258,4 +299,5 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(table: SlowTable) -> None:
         for _ in range(3 * DEPTH):  # staging memory is used several times
             a, b = on_cpu.next(), on_gpu.next()
             assert b.images.is_cuda and torch.equal(a.images, b.images.cpu()) and torch.equal(a.index, b.index.cpu())
+            assert all(torch.allclose(x, y.cpu(), atol=1e-5) for x, y in zip(a.views, b.views, strict=True))
         on_gpu.close()

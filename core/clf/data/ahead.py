@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ from torch import Tensor
 from clf.data.source import Images
 
 DEPTH = 4
-"""Batches that are read ahead."""
+"""Batches that are read ahead, if they are not large."""
+MOST_BYTES = 512 * 2**20
+"""Of the batches that are read ahead, but always one batch."""
 _THREADS = 2  # each reads a batch of its own; decoding has threads of its own
 
 
@@ -22,14 +26,19 @@ class ReadAhead:
     Args:
         source: what the images are read from.
         rows: the row numbers of the batch at a position; called in other threads.
+        count: how many these are.
         device: where images go. Those for a GPU are copied by a stream of their own.
     """
 
-    def __init__(self, source: Images, rows: Callable[[int], Tensor], device: torch.device) -> None:
+    def __init__(self, source: Images, rows: Callable[[int], Tensor], count: int, device: torch.device) -> None:
         self._source = source
         self._rows = rows
+        self._depth = max(1, min(DEPTH, MOST_BYTES // (count * math.prod(source.shape[1:]))))
         self._staging = _Staging(device) if device.type == "cuda" else None
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="clf-ahead")
+        enter = None
+        if device.type == "cuda":  # each thread has a present device of its own, where pinned memory is registered
+            enter = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="clf-ahead", initializer=enter)
         self._running: dict[int, Future[tuple[Tensor, Tensor, torch.cuda.Event | None]]] = {}
 
     def get(self, position: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +47,7 @@ class ReadAhead:
         Raises:
             Exception: whatever reading this very batch raised.
         """
-        wanted = range(position, position + 1 + DEPTH)
+        wanted = range(position, position + 1 + self._depth)
         for other in self._running.keys() - set(wanted):
             self._running.pop(other).cancel()
         for each in wanted:
@@ -70,7 +79,10 @@ class _Staging:
         try:
             buffer, copied = self._free.get_nowait()
             copied.synchronize()  # the last copy out of this buffer
+            fits = buffer.shape == images.shape
         except queue.Empty:
+            fits = False
+        if not fits:
             buffer = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
         buffer.copy_(images)
         with torch.cuda.stream(self._stream):

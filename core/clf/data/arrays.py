@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ from clf.errors import DataError, missing_extra
 
 _DIGITS_SIZE = 32
 _KEYS = "images or train_images; optional: labels or train_labels, test_images, test_labels, class_names"
+_USED = ("images", "train_images", "labels", "train_labels", "test_images", "test_labels", "class_names")
 
 
 def load_npz(section: DataSection, seed: int, progress: Progress | None) -> DataSource:
     """The archive ``data.root``: images (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), uint8 or floats in [0, 1].
 
     Keys: ``images`` or ``train_images``, and, all optional, ``labels`` or ``train_labels``, ``test_images``,
-    ``test_labels``, ``class_names``. Nothing is unpickled.
+    ``test_labels``, ``class_names``. A negative label is an unknown one, unless ``class_names`` has it. Nothing is
+    unpickled.
 
     Raises:
         ConfigError: ``data.root`` is not set, or an unknown option.
@@ -108,9 +109,16 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(f"{path} is a single array, not an .npz archive with the keys {_KEYS}")
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
+            found = {key: archive[key] for key in archive.files}
+    except DataError:
+        raise
+    except Exception as error:  # the readers of zip, of npy headers and of packed data each have errors of their own
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is not a readable .npz archive of plain arrays: {reason}") from error
+    for key in _USED:
+        if key in found and not isinstance(found[key], np.ndarray):  # numpy gives the bytes of other files in a zip
+            raise DataError(f"{path}: {key} is not an array; write the archive with numpy.savez")
+    return found
 
 
 def _first(arrays: dict[str, NDArray[Any]], *keys: str) -> NDArray[Any] | None:
@@ -126,18 +134,25 @@ def _labels(labels: NDArray[Any] | None, n: int, what: str) -> NDArray[Any] | No
 
 
 def number_labels(labels: NDArray[Any], names: list[str] | None, where: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels, numbers or names, as 0..K-1 with the K class names.
+    """Labels, numbers or names, as 0..K-1 with the K class names; -1 for negative numbers that are no class name.
 
     Raises:
         DataError: class names are given and a label is none of them.
     """
     values, numbers = np.unique(labels.astype(str) if labels.dtype.kind == "S" else labels, return_inverse=True)
+    numeric = labels.dtype.kind in "iu"
+    is_known = np.array([not numeric or value >= 0 or str(value) in (names or ()) for value in values], bool)
+    known = [str(value) for value in values[is_known]]
     if names is None:
-        return numbers.astype(np.int64), [str(value) for value in values]
-    if labels.dtype.kind in "iu" and values[0] >= 0 and values[-1] < len(names):
-        return labels.astype(np.int64), names
-    position = {name: i for i, name in enumerate(names)}
-    strange = [str(value) for value in values if str(value) not in position]
-    if strange:
-        raise DataError(f"{where}: label {strange[0]!r} is none of the {len(names)} class_names")
-    return np.array([position[str(value)] for value in values], np.int64)[numbers], names
+        names, place = known, np.arange(len(known))
+    elif numeric and len(known) and int(known[0]) >= 0 and int(known[-1]) < len(names):
+        place = np.array([int(value) for value in known])
+    else:
+        position = {name: i for i, name in enumerate(names)}
+        strange = [value for value in known if value not in position]
+        if strange:
+            raise DataError(f"{where}: label {strange[0]!r} is none of the {len(names)} class_names")
+        place = np.array([position[value] for value in known], np.int64)
+    places = np.full(len(values), -1, np.int64)
+    places[is_known] = place
+    return places[numbers], names

@@ -2,7 +2,9 @@
 
 A set's canvases lie in rows of two files whose length is what the set may use; they fill up bit by bit and take room on
 the disk as they do. A record of each row says which file it holds, in which state, with which checksums. Whatever
-changes who has how much room happens under one lock; a set in use is never touched.
+changes who has how much room happens under one lock; a set in use is never touched. Stored pixels are replaced only
+while one process alone uses the set, as far as locks can tell (not on Windows): what another process has mapped must
+not change under it.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clf.data.locks import FileLock, try_lock, wait_lock
+from clf.data.locks import FileLock, NoLocksError, try_lock, wait_lock
+from clf.errors import DataError
 
 RECORD = np.dtype(
     [
         ("name", "S16"),  # BLAKE2 of the file's relative path
-        ("size", "<i8"),
-        ("mtime", "<i8"),  # in nanoseconds
+        ("state", "<i8", (3,)),  # of the file, as clf.data.decode.file_states tells it
         ("sha256", "V32"),  # of the file's bytes
         ("sums", "<u4", (2,)),  # CRC32 of the canvas and of the clean image
         ("status", "<u4"),
@@ -55,11 +57,19 @@ class Place:
     """Held while the set is in use."""
 
 
-def take_place(cache: Path, key: str, names: NDArray[np.bytes_], row_bytes: Sequence[int], limit: int) -> Place:
+def take_place(
+    cache: Path,
+    key: str,
+    names: NDArray[np.bytes_],
+    states: NDArray[np.int64],
+    row_bytes: Sequence[int],
+    limit: int,
+) -> Place:
     """Finds or makes the rows of a set's files, and room for as many as the bounds allow.
 
     Args:
         names: (n,) S16, one for each file.
+        states: (n, 3) of the files as they are now.
         row_bytes: bytes of a row in each of the two files.
         limit: bytes of all sets together.
 
@@ -80,14 +90,29 @@ def take_place(cache: Path, key: str, names: NDArray[np.bytes_], row_bytes: Sequ
         found = _find(names, old)
         wanted = len(old) + int((found < 0).sum())
         room, short = _room(cache, folder, wanted, row_bytes, limit, alone is not None)
+        rows, records = _assign(names, old, found, room if alone is not None else None)
+        if alone is not None:
+            _let_go(records, rows, states, room)
+        _write_new(folder, old, records)
         for file, size in zip(FILES, row_bytes, strict=True):
             with (folder / file).open("ab") as handle:
                 handle.truncate(room * size)
-        rows, records = _assign(names, old, found, room if alone is not None else None)
-        _write_new(folder, old, records)
         return Place(folder, rows, records[rows], room, short, lock)
     finally:
         with_lock.release()
+
+
+def cache_error(cache: Path, error: OSError) -> DataError:
+    """The cache cannot be used at all."""
+    if isinstance(error, NoLocksError):
+        return DataError(
+            f"the image cache {cache} cannot be shared, because its file system has no file locks ({error.strerror}); "
+            "set data.options.cache_dir to a folder on a local disk"
+        )
+    return DataError(
+        f"the image cache {cache} cannot be written ({error.strerror}); "
+        "set data.options.cache_dir to a folder that can be written and has room"
+    )
 
 
 def read_records(folder: Path) -> NDArray[np.void]:
@@ -151,6 +176,18 @@ def _assign(
     return rows, records
 
 
+def _let_go(records: NDArray[np.void], rows: NDArray[np.int64], states: NDArray[np.int64], room: int) -> None:
+    """Stored pixels that are of no use any more: of files that have changed, and of rows beyond the ``room``."""
+    stored = records["status"] == STORED
+    changed = np.zeros(len(records), bool)
+    changed[rows[(records["state"][rows] != states).any(axis=1)]] = True
+    for which, status in ((stored & changed, EMPTY), (stored & ~changed & (np.arange(len(records)) >= room), KNOWN)):
+        touched = records[which]
+        touched["status"] = status
+        seal(touched)
+        records[which] = touched
+
+
 def _write_new(folder: Path, old: NDArray[np.void], records: NDArray[np.void]) -> None:
     path = folder / RECORDS
     path.touch()
@@ -166,27 +203,34 @@ def _room(
     """Rows that may be stored, and whether it is the disk that allows no more; throws out what is oldest if need be."""
     size = sum(row_bytes)
     now = min(_length(folder / file) // each for file, each in zip(FILES, row_bytes, strict=True))
-    others = sorted((f for f in cache.iterdir() if f != folder and (f / RECORDS).exists()), key=_age)
+    others = [f for f in cache.iterdir() if f != folder and any((f / file).exists() for file in (*FILES, RECORDS))]
+    evictable = sorted(others, key=_age)
     while True:
-        of_limit = limit - sum(_length(other / file) for other in others for file in FILES)
-        of_disk = shutil.disk_usage(cache).free + sum(_allocated(folder / file) for file in FILES) - RESERVE
+        theirs = [other / file for other in others for file in FILES]  # one that could not be deleted still counts
+        of_limit = limit - sum(_length(file) for file in theirs)
+        promised = sum(max(0, _length(file) - _allocated(file)) for file in theirs)  # what they have yet to fill in
+        of_disk = shutil.disk_usage(cache).free + sum(_allocated(folder / file) for file in FILES) - promised - RESERVE
         rows = max(0, min(of_limit, of_disk) // size)
-        if rows >= wanted or not _evict_one(others):
+        if rows >= wanted or not _evict_one(evictable):
             break
     rows = min(rows, wanted)
     return (rows if alone else max(rows, now)), of_disk < of_limit
 
 
-def _evict_one(others: list[Path]) -> bool:
-    """Deletes the first set that is not in use, and takes it off the list."""
-    for other in others:
-        lock = try_lock(other / "use.lock")
-        if lock is not None:
+def _evict_one(evictable: list[Path]) -> bool:
+    """Deletes the first set that is not in use and may be deleted; takes it, and those before it, off the list."""
+    while evictable:
+        other = evictable.pop(0)
+        try:
+            lock = try_lock(other / "use.lock")
+            if lock is None:
+                continue
             lock.release()  # Windows deletes no open file; nobody can take it now, for that needs the lock held here
             (other / RECORDS).unlink(missing_ok=True)  # first, so that a part of a set is never taken for one
-            shutil.rmtree(other, ignore_errors=True)
-            others.remove(other)
-            return True
+        except OSError:  # somebody else's
+            continue
+        shutil.rmtree(other, ignore_errors=True)
+        return True
     return False
 
 

@@ -1,8 +1,10 @@
-"""Canvases and clean images of a folder, in a memory-mapped cache that fills once and is checked whenever it is read.
+"""Canvases and clean images of a folder, in a memory-mapped cache that fills once.
 
-A row is written before its record, so what a killed process leaves behind is complete or counts as absent. Processes
-divide the filling among themselves: each takes a share of the rows under a lock, and goes on to the next free one. What
-the cache has no room for is decoded whenever it is asked for, to the same pixels.
+A row is checked when a process reads it for the first time. It is written before its record, so what a killed process
+leaves behind is complete or counts as absent. Processes divide the filling among themselves: each takes a share of the
+rows under a lock, and goes on to the next free one. A row that holds pixels is filled with others only when nobody
+else uses the set (:mod:`clf.data.cache`); a process that finds its file changed while others do keeps what it needs to
+itself. What is not in the cache is decoded whenever it is asked for, to the same pixels.
 """
 
 from __future__ import annotations
@@ -10,11 +12,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
-import os
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clf.data.cache import EMPTY, FILES, KNOWN, RECORD, RECORDS, STORED, UNREADABLE, Place, checked, seal
+from clf.data.cache import EMPTY, FILES, KNOWN, RECORD, RECORDS, STORED, UNREADABLE, Place, cache_error, checked, seal
 from clf.data.decode import CHUNK, Picture, UnreadableError, Workers, decode
 from clf.data.files import Files
 from clf.data.listing import ENCODING
+from clf.data.reasons import Reasons
 from clf.data.shares import Share, claims
 from clf.data.source import Progress
 from clf.errors import DataError, ImageError
 
 CANVASES, CLEAN = range(2)
-_REASONS = "unreadable.jsonl"
 
 
 def name_keys(names: Sequence[str]) -> NDArray[np.bytes_]:
@@ -46,22 +46,29 @@ class Store:
     Args:
         root: the folder of the files.
         names: of the files, relative to it.
+        states: (n, 3) of the files, as the place was taken for them.
         sides: of the canvas and of the clean image.
     """
 
     def __init__(
-        self, place: Place, root: Path, names: Sequence[str], sides: tuple[int, int], workers: Workers
+        self,
+        place: Place,
+        root: Path,
+        names: Sequence[str],
+        states: NDArray[np.int64],
+        sides: tuple[int, int],
+        workers: Workers,
     ) -> None:
         self._place = place
         self._root = root
         self._names = names
+        self._states = states
         self._shapes = tuple((3, side, side) for side in sides)
         self._bytes = tuple(3 * side * side for side in sides)
         self._workers = workers
         self._files = Files(place.folder, (*FILES, RECORDS))
         self._records = place.records
-        self._reasons = _read_reasons(place.folder / _REASONS)
-        self._reasons_lock = threading.Lock()
+        self._reasons = Reasons(place.folder)
         self._local = threading.local()
         self._maps: list[NDArray[np.uint8] | None] = [None, None]
         self._stored = np.zeros(len(names), bool)
@@ -74,6 +81,11 @@ class Store:
     def stored(self) -> NDArray[np.bool_]:
         """(n,) whether a row's canvas is in the cache."""
         return self._stored
+
+    @property
+    def withheld(self) -> int:
+        """How many files have room in the cache that pixels of an earlier file take, because others use them."""
+        return int(((self._records["status"] == KNOWN) & (self._place.rows < self._place.room)).sum())
 
     def skipped(self) -> dict[int, str]:
         """Files that cannot be used, rising, and why."""
@@ -90,21 +102,18 @@ class Store:
         """Decodes what is missing or has changed, and waits for what other processes are decoding.
 
         Raises:
-            DataError: the cache cannot be written, for instance because the disk is full.
+            DataError: the cache cannot be written, for instance because the disk is full, or there is no memory for a
+                file.
         """
         n = len(self)
-        self._sizes, self._times = np.concatenate(list(self._workers.over(self._stat, n, 1024))).T
         missing = (~self._current(np.arange(n), self._records)).nonzero()[0]
         done = n - len(missing)
-        with contextlib.closing(claims(self._place.folder, missing, self._place.rows[missing])) as claimed:
-            try:
-                for count in self._workers.map(self._fill_chunk, claimed):
-                    for _ in range(count):
-                        done += 1
-                        if progress is not None:
-                            progress(done, n)
-            except OSError as error:
-                raise self._write_error(error, done) from error
+        with contextlib.closing(self._filling(missing)) as counts:
+            for count in counts:
+                for _ in range(count):
+                    done += 1
+                    if progress is not None:
+                        progress(done, n)
         self._map()
 
     def read(self, kind: int, index: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -116,13 +125,13 @@ class Store:
             DataError: a file that has to be decoded has vanished or changed.
         """
         rows, mapped = self._place.rows[index], self._maps[kind]
-        stored = self._stored[index]
-        for j in (stored & ~self._seen[kind, index]).nonzero()[0].tolist():
+        for j in (self._stored[index] & ~self._seen[kind, index]).nonzero()[0].tolist():
             assert mapped is not None
             i = int(index[j])
             if zlib.crc32(mapped[rows[j]]) != self._records["sums"][i, kind]:
                 self._repair(i)
             self._seen[kind, i] = True
+        stored = self._stored[index]  # now, for a row that could not be repaired no longer is
         if mapped is not None and stored.all():
             np.take(mapped, rows, axis=0, out=out, mode="clip")  # "raise" would go through a copy
             return
@@ -141,24 +150,25 @@ class Store:
     def _path(self, i: int) -> Path:
         return self._root / self._names[i]
 
-    def _stat(self, chunk: Sequence[int]) -> NDArray[np.int64]:
-        """(m, 2) size and time of files, -1 where a file cannot be asked."""
-        found = np.full((len(chunk), 2), -1, np.int64)
-        for j, i in enumerate(chunk):
-            with contextlib.suppress(OSError):
-                stat = os.stat(f"{self._root}/{self._names[i]}")  # noqa: PTH116  a Path would cost more than the call
-                found[j] = stat.st_size, stat.st_mtime_ns
-        return found
-
     def _current(self, index: NDArray[np.int64], records: NDArray[np.void]) -> NDArray[np.bool_]:
         """(m,) whether records tell of these files as they are now, and their rows hold what they have room for."""
         status = records["status"]
         described = (status == STORED) | ((status == KNOWN) & (self._place.rows[index] >= self._place.room))
         for j in (status == UNREADABLE).nonzero()[0].tolist():
             described[j] = self._names[int(index[j])] in self._reasons
-        same = (records["size"] == self._sizes[index]) & (records["mtime"] == self._times[index])
-        found: NDArray[np.bool_] = described & same
+        found: NDArray[np.bool_] = described & (records["state"] == self._states[index]).all(axis=1)
         return found
+
+    def _filling(self, missing: NDArray[np.int64]) -> Generator[int, None, None]:
+        """Fills rows in, and tells how many have been done as it goes on."""
+        done = len(self) - len(missing)
+        with contextlib.closing(claims(self._place.folder, missing, self._place.rows[missing])) as claimed:
+            try:
+                for count in self._workers.map(self._fill_chunk, claimed):
+                    done += count
+                    yield count
+            except OSError as error:
+                raise self._write_error(error, done) from error
 
     def _fill_chunk(self, job: tuple[Share, NDArray[np.int64]]) -> int:
         """Decodes files of one block of rows, but those that another process has done meanwhile."""
@@ -167,33 +177,38 @@ class Store:
         start = int(rows[0]) // CHUNK * CHUNK
         block = checked(self._files.read(RECORDS, CHUNK * RECORD.itemsize, start * RECORD.itemsize))[rows - start]
         if (block["status"] == UNREADABLE).any():
-            self._reasons.update(_read_reasons(self._place.folder / _REASONS))
+            self._reasons.refresh()
         current = self._current(chunk, block)
         for i, record, good in zip(chunk.tolist(), block, current.tolist(), strict=True):
             if good:
                 self._records[i] = record
             else:
-                self._fill_one(i)
+                self._fill_one(i, record)
         share.finish_one()
         return len(chunk)
 
-    def _fill_one(self, i: int) -> None:
+    def _fill_one(self, i: int, found: np.void) -> None:
+        """Decodes a file whose record ``found`` is not of it as it is now. Pixels that are stored stay as they are."""
+        taken = bool(found["status"] == STORED)
         record = self._records[i : i + 1]
-        record["size"], record["mtime"] = self._sizes[i], self._times[i]
+        record["state"] = self._states[i]
         try:
             picture = decode(self._path(i))
         except ImageError as error:
             reason = str(error).removeprefix(f"{self._path(i)} ")
-            remembered = not isinstance(error, UnreadableError)
-            self._give_reason(i, reason, remembered)
+            remembered = not taken and not isinstance(error, UnreadableError)
+            self._reasons.give(self._names[i], reason, remembered)
             record["status"] = UNREADABLE if remembered else EMPTY
         else:
             record["sha256"] = np.frombuffer(picture.sha256, "V32")
-            stored = self._place.rows[i] < self._place.room
+            stored = not taken and self._place.rows[i] < self._place.room
             if stored:
                 self._write(i, picture)
+            elif taken and found["sha256"] == record["sha256"][0]:  # only the file's properties have changed
+                record["sums"], stored, taken = found["sums"], True, False
             record["status"] = STORED if stored else KNOWN
-        self._files.write(RECORDS, seal(record), int(self._place.rows[i]) * RECORD.itemsize)
+        if not taken:
+            self._files.write(RECORDS, seal(record), int(self._place.rows[i]) * RECORD.itemsize)
 
     def _write(self, i: int, picture: Picture) -> None:
         """Both pixels of a row, and their sums into its record."""
@@ -240,13 +255,6 @@ class Store:
             )
         return picture
 
-    def _give_reason(self, i: int, reason: str, remember: bool) -> None:
-        with self._reasons_lock:
-            self._reasons[self._names[i]] = reason
-            if remember:
-                with (self._place.folder / _REASONS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([self._names[i], reason]) + "\n")
-
     def _map(self) -> None:
         self._stored = (self._records["status"] == STORED) & (self._place.rows < self._place.room)
         for kind, (file, shape, size) in enumerate(zip(FILES, self._shapes, self._bytes, strict=True)):
@@ -281,22 +289,3 @@ class Table:
         out = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8)
         self._store.read(self._kind, index, out.numpy())
         return out
-
-
-def cache_error(cache: Path, error: OSError) -> DataError:
-    """The cache cannot be used at all."""
-    return DataError(
-        f"the image cache {cache} cannot be written ({error.strerror}); "
-        "set data.options.cache_dir to a folder with room"
-    )
-
-
-def _read_reasons(path: Path) -> dict[str, str]:
-    """Why files could not be used, by name; a line that was cut off is left out."""
-    reasons = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                name, reason = json.loads(line)
-                reasons[name] = reason
-    return reasons

@@ -6,6 +6,7 @@ while they sum, so that threads use the cores without a second copy of anything.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import deque
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from clf import images
-from clf.errors import ImageError
+from clf.errors import DataError, ImageError
 
 CHUNK = 16
 """Files that a thread takes at a time."""
@@ -54,8 +55,9 @@ def decode(path: Path) -> Picture:
     """A file as :func:`clf.images.decode` sees it, with its checksum.
 
     Raises:
-        UnreadableError: the file is missing or cannot be read.
+        UnreadableError: the file is missing or cannot be read, or Pillow's decoder had no memory for it.
         ImageError: it is no image, or a damaged one.
+        DataError: there is no memory for it. To skip it would make the data set depend on the machine.
     """
     try:
         data = images.read(path)
@@ -64,7 +66,28 @@ def decode(path: Path) -> Picture:
     try:
         return Picture(images.decode(data), hashlib.sha256(data).digest())
     except ImageError as error:
-        raise ImageError(str(error).replace("the image", str(path), 1)) from error
+        message = str(error).replace("the image", str(path), 1)
+        if isinstance(error.__cause__, MemoryError):
+            raise DataError(f"{message}: free some memory, or set data.workers lower") from error
+        raise (UnreadableError if "out of memory" in message else ImageError)(message) from error
+
+
+def file_states(root: Path, names: Sequence[str], workers: Workers) -> NDArray[np.int64]:
+    """(n, 3) size, time of change, and time when the file or its properties changed, in nanoseconds; -1 where unknown.
+
+    The last cannot be set by programs, so that a file that was replaced by one of the same size and time is noticed.
+    It is 0 on Windows, where it means something else.
+    """
+
+    def ask(chunk: Sequence[int]) -> NDArray[np.int64]:
+        found = np.full((len(chunk), 3), -1, np.int64)
+        for j, i in enumerate(chunk):
+            with contextlib.suppress(OSError):
+                stat = os.stat(f"{root}/{names[i]}")  # noqa: PTH116  a Path would cost more than the call
+                found[j] = stat.st_size, stat.st_mtime_ns, 0 if os.name == "nt" else stat.st_ctime_ns
+        return found
+
+    return np.concatenate(list(workers.over(ask, len(names), 1024)))
 
 
 def default_workers() -> int:

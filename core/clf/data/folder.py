@@ -24,8 +24,8 @@ from torch import Tensor
 from clf import images
 from clf.config import DataSection
 from clf.data import cache
-from clf.data.canvases import CANVASES, CLEAN, Store, Table, cache_error, name_keys
-from clf.data.decode import Workers, decode
+from clf.data.canvases import CANVASES, CLEAN, Store, Table, name_keys
+from clf.data.decode import Workers, decode, file_states
 from clf.data.listing import ENCODING, Names, list_folder
 from clf.data.source import (
     DataSource,
@@ -43,7 +43,7 @@ from clf.data.source import (
 from clf.errors import ConfigError, DataError, ImageError
 
 DEFAULT_SIZE = 96
-_FORMAT = 2  # of the cache
+_FORMAT = 3  # of the cache
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _OPTIONS: dict[str, Any] = {
     "class_folders": True,
@@ -203,16 +203,22 @@ def _cached(
     key = hashlib.sha256(f"{_FORMAT} {sides} {PIL.__version__} {root.resolve()}".encode(*ENCODING)).hexdigest()[:32]
     row_bytes, limit = [3 * side * side for side in sides], int(options["cache_limit_gib"] * 2**30)
     try:
-        place = cache.take_place(folder, key, name_keys(names), row_bytes, limit)
-        store = Store(place, root, names, sides, workers)
+        states = file_states(root, names, workers)
+        place = cache.take_place(folder, key, name_keys(names), states, row_bytes, limit)
+        store = Store(place, root, names, states, sides, workers)
     except OSError as error:
-        raise cache_error(folder, error) from error
+        raise cache.cache_error(folder, error) from error
     store.fill(progress)
     reasons = store.skipped()
     kept = np.setdiff1d(np.arange(len(names)), np.fromiter(reasons, np.int64))
-    stored = int(store.stored[kept].sum())
+    stored, withheld = int(store.stored[kept].sum()), store.withheld
     notes = []
-    if stored < len(kept):
+    if withheld:
+        notes.append(
+            f"{withheld:,} of {len(kept):,} images have changed since another process, which still runs, put them into "
+            "the cache; they are decoded anew each time they are drawn, which is slower and changes nothing else"
+        )
+    if stored + withheld < len(kept):
         bound = f"the free space of {folder}" if place.short_of_disk else "data.options.cache_limit_gib"
         notes.append(
             f"{stored:,} of {len(kept):,} images are in the cache, as many as {bound} allows; the others are decoded "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from weakref import finalize
 
 _POLL = 0.1  # seconds between two tries
+
+
+class NoLocksError(OSError):
+    """The file system knows no locks."""
 
 
 class FileLock:
@@ -26,10 +30,12 @@ def try_lock(path: Path, *, shared: bool = False) -> FileLock | None:
     """The lock of a file, which is made if need be; None while someone else holds it.
 
     Several processes may share a lock, and two locks of one process exclude each other as those of two do. On Windows
-    every lock is exclusive but a shared one, which locks nothing: an open file cannot be deleted there anyway.
+    every lock is exclusive but a shared one, which locks nothing: an open file cannot be deleted there anyway, but
+    nobody can tell who shares a lock.
 
     Raises:
-        OSError: the folder is missing or cannot be written, or its file system knows no locks.
+        OSError: the folder is missing or cannot be written.
+        NoLocksError: its file system knows no locks.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -43,11 +49,9 @@ def try_lock(path: Path, *, shared: bool = False) -> FileLock | None:
     return FileLock(handle)
 
 
-def wait_lock(path: Path, *, shared: bool = False, while_waiting: Callable[[], None] | None = None) -> FileLock:
-    """The same, when it is free at last; ``while_waiting`` is called now and then."""
+def wait_lock(path: Path, *, shared: bool = False) -> FileLock:
+    """The same, when it is free at last."""
     while (lock := try_lock(path, shared=shared)) is None:
-        if while_waiting is not None:
-            while_waiting()
         time.sleep(_POLL)
     return lock
 
@@ -72,4 +76,8 @@ else:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK):
+                raise NoLocksError(error.errno, error.strerror) from error
+            raise
         return True

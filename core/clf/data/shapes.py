@@ -20,7 +20,7 @@ from clf.random import derive_seed
 
 SIZE = 48
 _CHUNK = 512
-_RAMP = 0.5  # share of the way from one random colour of the background to another
+_RAMP = 0.5  # in colours that are drawn again, how far the background's second goes from its first to a random one
 _LEAST_CONTRAST = 0.5  # Euclidean distance of RGB colours in [0, 1] between any two that touch
 _NOISE = 0.05  # standard deviation, of values in [0, 1]
 _PERIOD = 9.0  # of a fill, in pixels of an object of middle size
@@ -98,7 +98,11 @@ def _draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uin
 
 
 def _colours(n: int, rng: np.random.Generator) -> tuple[Array, ...]:
-    """Two colours of the background, two of the object, (n, 3, 1, 1) each; those that touch stand out."""
+    """Two colours of the background, two of the object, (n, 3, 1, 1) each; those that touch stand out.
+
+    Four random colours are taken as they are where they stand out. Else all four are drawn again until they do, and in
+    these the background's second is moved towards its first. The images, and what was measured on them, rest on this.
+    """
     colours = rng.random((n, 4, 3)).astype(np.float32)
     while True:
         paper, other, ink, second = colours.transpose(1, 0, 2)

@@ -96,6 +96,8 @@ class Split:
         if self.labels is None:
             return None
         known = self.labels >= 0
+        if not known.any():
+            return None
         return self if bool(known.all()) else self.rows(known.nonzero()[:, 0])
 
 
@@ -145,8 +147,8 @@ def from_arrays(
     """A source from images in memory; what a dataset plugin calls.
 
     Args:
-        train, test: images (n, C, H, W) uint8 and labels (n,) int64 or None. Without ``test``, ``data.test_fraction``
-            of labelled images is held out.
+        train, test: images (n, C, H, W) uint8 and labels (n,) int64, -1 where unknown, or None. Without ``test``,
+            ``data.test_fraction`` of labelled images is held out.
         image_size: the source's own choice, where ``data.image_size`` is not set; default: the shorter side.
 
     Raises:
@@ -193,18 +195,19 @@ def held_out_note(fraction: float) -> str:
 def stratified(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Row numbers to train on and to test on, both rising: of each class the share ``fraction``, rounded.
 
-    A class of two images or more has at least one on either side; a single image is trained on. The same labels give
+    A class of two images or more has at least one on either side; a single image is trained on, and so are images whose
+    label is unknown, -1. The same labels give
     the same split whatever the run's seed is, so that runs of several seeds can be compared.
     """
-    test = []
+    held = torch.zeros(len(labels), dtype=torch.bool)
     values, counts = torch.unique(labels, return_counts=True)  # rising
     by_class = torch.split(labels.argsort(stable=True), counts.tolist())
     for label, rows in zip(values.tolist(), by_class, strict=True):
+        if label < 0:
+            continue
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1) if fraction > 0 else 0
         shuffled = rows[torch.randperm(len(rows), generator=generator(0, "hold out", label))]
-        test.append(shuffled[:count])
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[torch.cat(test)] = True
+        held[shuffled[:count]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
@@ -272,9 +275,13 @@ def _split(part: tuple[NDArray[np.uint8], NDArray[np.int64] | None], size: int, 
 
 
 def _check(name: str, labels: NDArray[np.int64] | None) -> None:
-    if labels is not None and len(labels) and labels.min() == labels.max():
+    if labels is None or not len(labels):
+        return
+    known = labels[labels >= 0]
+    if not len(known) or known.min() == known.max():
+        some = "labels" if len(known) == len(labels) else "labels that are not negative, which means unknown,"
         raise DataError(
-            f"all {len(labels)} labels of data source {name!r} are the same; labels are optional: leave them out"
+            f"all {len(known)} {some} of data source {name!r} are the same; labels are optional: leave them out"
         )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from clf.augment import Augment, Draws, Recipe
+from clf.augment import Recipe, Views
 from clf.data.ahead import ReadAhead
 from clf.data.source import Images
 from clf.errors import ConfigError, DataError
@@ -65,7 +65,7 @@ class Stream:
         self.batch_size = batch_size
         self.steps_per_epoch = n // batch_size
         self.position = 0
-        self._augments = [Augment(recipe, compiled) for recipe in recipes]
+        self.views = Views(recipes, compiled)
         self._seed = seed
         self._dtype = dtype
         self._phases = phases
@@ -74,7 +74,7 @@ class Stream:
         order = lru_cache(maxsize=2)(partial(_shuffle, n, seed))  # two, for reading ahead crosses the end of an epoch
         self._rows = partial(_rows, order, self.steps_per_epoch, batch_size, self._local)
         self._resident = source.to(self.device) if isinstance(source, Tensor) and _fits(source, self.device) else None
-        self._ahead = None if self._resident is not None else ReadAhead(source, self._rows, self.device)
+        self._ahead = None if self._resident is not None else ReadAhead(source, self._rows, local, self.device)
 
     def next(self) -> Batch:
         """The batch at ``position``, which moves on by one.
@@ -85,10 +85,10 @@ class Stream:
         index, images = self._raw(self.position)
         with self._phases("augment"):
             draws = [
-                augment.recipe.draw(self.batch_size, generator(self._seed, "augment", self.position, view))
-                for view, augment in enumerate(self._augments)
+                recipe.draw(self.batch_size, generator(self._seed, "augment", self.position, view))
+                for view, recipe in enumerate(self.views.recipes)
             ]
-            views = self._views(images, [d.rows(self._local) for d in draws])
+            views = self.views(images, [d.rows(self._local) for d in draws], self._dtype)
         self.position += 1
         return Batch(views=views, index=index, images=images, augment=self._augment)
 
@@ -111,10 +111,8 @@ class Stream:
             return index.to(self.device, non_blocking=True), images.to(self.device, non_blocking=True)
 
     def _augment(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, ...]:
-        return self._views(images, [augment.recipe.draw(len(images), source) for augment in self._augments])
-
-    def _views(self, images: Tensor, draws: Sequence[Draws]) -> tuple[Tensor, ...]:
-        return tuple(augment(images, d, self._dtype) for augment, d in zip(self._augments, draws, strict=True))
+        draws = [recipe.draw(len(images), source) for recipe in self.views.recipes]
+        return self.views(images, draws, self._dtype)
 
 
 def _shuffle(n: int, seed: int, epoch: int) -> Tensor:
@@ -122,9 +120,9 @@ def _shuffle(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def _rows(order: Callable[[int], Tensor], steps_per_epoch: int, batch_size: int, local: slice, position: int) -> Tensor:
-    """This rank's row numbers (N,) of the batch at a position."""
+    """This rank's row numbers (N,) of the batch at a position: a copy, for a method may change what it is given."""
     epoch, step = divmod(position, steps_per_epoch)
-    return order(epoch)[step * batch_size :][local]
+    return order(epoch)[step * batch_size :][local].clone()
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from clf.data import Images
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue; the exported graph uses the same."""
+_AT_ONCE = 1024  # images that are read and converted together
 LARGEST_RAW = 32
 """Larger images are averaged down to this side before their pixels serve as features."""
 
@@ -23,20 +24,21 @@ def adapt(images: Images, image_size: int, channels: int) -> Images:
     Returns:
         (n, channels, image_size, image_size) uint8. Grey is repeated, colour becomes its luma; another size is
         resampled with antialiased bicubic interpolation, as :func:`clf.images.resize` does for files. Images that are
-        of this shape come back as they are, a table unread.
+        of this shape come back as they are, a table unread; of other tables only the result is held in memory.
     """
     if tuple(images.shape[1:]) == (channels, image_size, image_size):
         return images
-    images = images[:]
-    if channels == 3 and images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    elif channels == 1 and images.shape[1] == 3:
-        weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-        grey = [(part * weights).sum(1, keepdim=True).round().to(torch.uint8) for part in torch.split(images, 1024)]
-        images = torch.cat(grey)
-    if images.shape[-2:] != (image_size, image_size):
-        images = torch.cat([_resize(part, image_size) for part in torch.split(images, 1024)])
-    return images.contiguous()
+    n, device = len(images), images.device if isinstance(images, Tensor) else None
+    out = torch.empty(n, channels, image_size, image_size, dtype=torch.uint8, device=device)
+    for start in range(0, n, _AT_ONCE):
+        part = images[start : start + _AT_ONCE]
+        if channels == 1 and part.shape[1] == 3:
+            weights = torch.tensor(LUMA, device=part.device).view(1, 3, 1, 1)
+            part = (part * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        if part.shape[-2:] != (image_size, image_size):
+            part = _resize(part, image_size)
+        out[start : start + _AT_ONCE] = part  # grey is repeated
+    return out
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
