@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -15,6 +16,10 @@ from clf.errors import CheckpointError
 
 KEEP = 2
 """Good checkpoints that stay; older ones are removed after a newer one is safe."""
+
+
+class _UnreadableError(CheckpointError):
+    """It may be whole, but cannot be read now: no reason to go back to an older one."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -80,6 +85,14 @@ def load(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # a damaged archive sends its reader to impossible places
+            raise CheckpointError(f"checkpoint {path} is damaged ({_brief(error)})") from error
+        raise _UnreadableError(
+            f"checkpoint {path} cannot be read ({error.strerror}): see to the disk or the permissions, then try again"
+        ) from error
     except Exception as error:  # damage surfaces as many types: BadZipFile, EOFError, UnpicklingError, RuntimeError
         raise CheckpointError(f"checkpoint {path} is damaged ({_brief(error)})") from error
     if damaged is not None:
@@ -103,6 +116,8 @@ def load_newest(folder: Path, *, set_aside: bool = False) -> tuple[dict[str, Any
     for path in paths(folder):
         try:
             state = load(path)
+        except _UnreadableError:
+            raise
         except CheckpointError as error:
             complaints.append(f"{error}; an older one is used")
             damaged.append(path)

@@ -44,8 +44,8 @@ def in_chunks(network: nn.Module, x: Tensor, size: int) -> Tensor:
         done = [checkpoint(network, part, use_reentrant=False, context_fn=lambda: _contexts(network)) for part in parts]
     else:
         done = [network(part) for part in parts]
-    order = torch.cat([torch.arange(i, len(x), k) for i in range(k)])
-    return torch.cat(done)[order.argsort().to(x.device)]
+    order = torch.cat([torch.arange(i, len(x), k, device=x.device) for i in range(k)])
+    return torch.cat(done)[order.argsort()]
 
 
 def _contexts(network: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -54,23 +54,18 @@ def _contexts(network: nn.Module) -> tuple[AbstractContextManager[None], Abstrac
 
 
 class _Still(AbstractContextManager[None]):
-    """Batch norms whose running averages stand still. Entered again for each repetition, as a double backward does."""
+    """Batch norms whose running averages stand still. Entered again for each repetition, as a double backward does.
+
+    The averages are put back instead of held: a changed momentum would make torch.compile compile a second time.
+    """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = [
-            (m, m.momentum)
-            for m in network.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
+        norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self._averages = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def __enter__(self) -> None:
-        self._counts = [m.num_batches_tracked.clone() for m, _ in self._norms if m.num_batches_tracked is not None]
-        for norm, _ in self._norms:
-            norm.momentum = 0.0
+        self._before = [buffer.clone() for buffer in self._averages]
 
     def __exit__(self, *error: object) -> None:
-        counts = iter(self._counts)
-        for norm, momentum in self._norms:
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(next(counts))
+        for buffer, before in zip(self._averages, self._before, strict=True):
+            buffer.copy_(before)

@@ -29,7 +29,7 @@ class StepContext:
 
     @property
     def epoch(self) -> int:
-        return self._trainer.step // self._trainer.steps_per_epoch
+        return self._trainer.epochs_done(self._trainer.step)
 
     @property
     def progress(self) -> float:
@@ -65,6 +65,7 @@ class StepContext:
             trainer.optimizers[group].zero_grad(set_to_none=True)
             loss.backward(inputs=trainer.parameters[group])  # type: ignore[no-untyped-call]
             trainer.descend(group)
+            torch.clear_autocast_cache()  # which holds the weights of before the step until autocast ends
 
     def log(self, **metrics: float | Tensor) -> None:
         self.logged.update(metrics)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from clf.errors import ClfError, ConfigError, TrainingError
 
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before it takes them for dead; a rank that was killed is noticed at once."""
+
+PATIENCE = timedelta(hours=24)
+"""How long ranks that have loaded their data wait for those that are still at it."""
 
 LARGE = 2**16
 """Gradients of so many elements travel alone and need not be copied; smaller ones share a message."""
@@ -38,6 +42,8 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    patient: dist.ProcessGroup | None = None
+    """For :func:`wait_for_all`, whose timeout allows for what may take hours on one machine: loading data."""
     control: dist.ProcessGroup | None = None
     """Carries flags between CPUs, so that agreeing on one does not wait for the GPU; None: the default group."""
 
@@ -70,8 +76,9 @@ def start(device: str) -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else None
-    assert not isinstance(control, int)  # which would mean a group without this rank
-    return Ranks(dist.get_rank(), dist.get_world_size(), chosen, control)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert not isinstance(control, int) and not isinstance(patient, int)  # which would mean groups without this rank
+    return Ranks(dist.get_rank(), dist.get_world_size(), chosen, patient, control)
 
 
 def stop() -> None:
@@ -90,20 +97,29 @@ def together(device: str) -> Iterator[Ranks]:
     try:
         yield start(device)
     except RuntimeError as error:
+        if not _leaves_others_waiting(error):
+            stop()
         if not _is_of_peers(error):
-            stop()
             raise
-        if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the dead
-            stop()
         raise TrainingError(
             f"rank {os.environ.get('RANK', '?')} lost the other ranks: one of them ended, or has not answered for "
             f"{TIMEOUT.total_seconds() / 60:.0f} minutes ({_brief(error)}). What that rank printed, or the launcher's "
             "report on it, says why. Once it is mended, start again with --resume auto"
         ) from error
-    except BaseException:
+    except BaseException as error:
+        if _leaves_others_waiting(error):
+            raise
         stop()
         raise
     stop()
+
+
+def _leaves_others_waiting(error: BaseException) -> bool:
+    """Whether leaving the group in order would wait for ranks that wait for this one; its end tells them enough.
+
+    All ranks stop together for a signal. Gloo does not wait.
+    """
+    return dist.is_initialized() and dist.get_backend() != "gloo" and not isinstance(error, KeyboardInterrupt)
 
 
 def _is_of_peers(error: RuntimeError) -> bool:
@@ -155,6 +171,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
@@ -259,6 +276,12 @@ def every_rank(values: Tensor, ranks: Ranks) -> Tensor:
         return values[None]
     dist.all_gather(parts, values)
     return torch.stack(parts)
+
+
+def wait_for_all(ranks: Ranks) -> None:
+    """Waits, for hours if need be, until all ranks are here. A rank that dies meanwhile ends the waiting."""
+    if ranks.world_size > 1:
+        dist.barrier(group=ranks.patient)
 
 
 def largest(values: Iterable[float], ranks: Ranks) -> list[float]:

@@ -88,7 +88,7 @@ def describe(config: Config, data: DataSource) -> DataSpec:
             f"{data.name} has {n} training images, fewer than train.batch_size = {batch}: "
             f"lower train.batch_size to {n} or less, or add images"
         )
-    per_epoch = max(1, n // batch // config.train.accumulate)
+    per_epoch = n // batch / config.train.accumulate
     return DataSpec(
         name=data.name,
         n_images=n,

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -33,11 +33,17 @@ def lock(path: Path, complaint: str) -> Iterator[None]:
             file.seek(0)
             sentence = complaint.format(holder=file.read(200).strip() or "another process")
             raise RunError(f"{sentence}: wait until it ends, or stop it")
-        if sys.platform != "win32":  # where a locked file cannot be read, nor written by another handle
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+        _sign(file)
         yield
+
+
+def _sign(file: IO[str]) -> None:
+    """Writes who holds the lock, for the one who comes second; on a full disk it stays unsaid."""
+    if sys.platform == "win32":  # where a locked file cannot be read
+        return
+    with suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
 
 
 def _acquire(file: IO[str]) -> bool:

@@ -8,6 +8,7 @@ Letters, used in every shape comment of the project:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,12 +49,13 @@ class DataSpec:
     channels: int
     batch_size: int
     """Images in one step on all ranks together (M)."""
-    steps_per_epoch: int
+    steps_per_epoch: float
+    """Optimiser steps; not a whole number where ``train.accumulate`` does not divide the batches of an epoch."""
     epochs: int
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        return max(1, math.floor(self.steps_per_epoch * self.epochs + 1e-6))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from clf import locks
 from clf.config import Config
 from clf.errors import RunError, did_you_mean
 
+_BEFORE_TRAINING = {".lock", "config.yaml", "manifest.json", "checkpoints"}
 CLOCK = ("seconds", "images_per_second")
 """Names in records that tell the time; all others are the same however often a run was stopped and resumed."""
 
@@ -159,6 +161,8 @@ def create_run(config: Config) -> Run:
     for name in names:
         path = parent / name
         try:
+            if config.run.name:
+                _clear_away(path)
             path.mkdir(parents=True)
         except FileExistsError:
             continue
@@ -169,6 +173,17 @@ def create_run(config: Config) -> Run:
         f"a run named {config.run.name!r} exists in {parent}: choose another run.name, or continue it with "
         f"clf train --resume {parent / str(config.run.name)}"
     )
+
+
+def _clear_away(path: Path) -> None:
+    """Deletes a run that ended before its first checkpoint, so that a job killed so early can start again."""
+    run = Run(path)
+    if not path.is_dir() or any(run.checkpoints.glob("step-*")):
+        return
+    if any(each.name not in _BEFORE_TRAINING for each in path.iterdir()):
+        return  # whatever this folder is, it is not ours to delete
+    with suppress(RunError), run.lock():
+        shutil.rmtree(path)
 
 
 def _free_names(config: Config) -> Iterator[str]:

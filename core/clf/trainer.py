@@ -100,6 +100,7 @@ class Trainer:
             phases=phases,
         )
         self.steps_per_epoch = what.spec.steps_per_epoch
+        """Not a whole number where ``train.accumulate`` does not divide the batches of an epoch."""
         self.total_steps = min(what.spec.total_steps, section.max_steps or what.spec.total_steps)
         self.window = Window()
         self.stop = StopRequest()
@@ -111,6 +112,10 @@ class Trainer:
     def epoch(self) -> float:
         """Epochs done, with their fraction."""
         return self.step / self.steps_per_epoch
+
+    def epochs_done(self, step: int) -> int:
+        """Whole epochs after so many steps."""
+        return step * self.config.train.accumulate // self.stream.steps_per_epoch
 
     def fit(self) -> None:
         """Trains from the present step to the last.
@@ -139,9 +144,9 @@ class Trainer:
             self.state = "interrupted"
             raise
         finally:
-            self._tell("on_end")
             self.stream.close()
             self._close()
+            self._tell("on_end")
 
     def _close(self) -> None:
         """Writes how the run ended; an error that is under way is worth more than one about the manifest."""
@@ -162,9 +167,9 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         for part in range(section.accumulate):
             ctx = StepContext(self, part)
+            torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
             with self.phases("method"):
                 batch = self.method.next_batch(self.stream, ctx)
-            torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
             with self.phases("forward"), self.autocast():
                 output = self.method.training_step(batch, ctx)
             if not isinstance(output, StepOutput):
@@ -190,7 +195,7 @@ class Trainer:
         """Records, measurements and checkpoints that are due after a step; all ranks decide alike."""
         distributed.average_statistics(self.method, self.ranks)
         self._tell("on_step")
-        epoch_done = self.step % self.steps_per_epoch == 0
+        epoch_done = self.epochs_done(self.step) > self.epochs_done(self.step - 1)
         last = self.step == self.total_steps
         if self.step % self.config.monitor.log_every == 0 or epoch_done or last or self.device.type == "cpu":
             self.check_finite()
@@ -215,7 +220,7 @@ class Trainer:
             return True
         if section.checkpoint_every is None:
             return epoch_done and self.save_seconds <= SAVING_SHARE * since
-        return epoch_done and round(self.epoch) % section.checkpoint_every == 0
+        return epoch_done and self.epochs_done(self.step) % section.checkpoint_every == 0
 
     def end(self, reason: str) -> None:
         """Asks for the end of the training after this step: a checkpoint, then a TrainingError with the reason.
@@ -281,6 +286,8 @@ class Trainer:
         experiment.load_weights(self.method, state, self.run)
         try:
             for name, each in self.optimizers.items():
+                if state["parameters"][name] != self._names(each):
+                    raise ValueError("parameters of other names, or in another order")
                 each.load_state_dict(state["optimizers"][name])
         except (KeyError, ValueError) as error:
             raise CheckpointError(

@@ -47,16 +47,17 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
         watchers = _default_callbacks(callbacks, ranks, config.plugin)
         with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
             what = experiment.build(config, progress=progress)
-        run = _shared_run(config, ranks)
+        distributed.wait_for_all(ranks)
+        run: Run | None = None
         try:
+            run = _shared_run(config, ranks, held)
             if ranks.is_main:
-                held.enter_context(run.lock())
                 runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
                 run.write_json("manifest.json", provenance.manifest(what, ranks))
             trainer = Trainer(what, run, ranks, watchers)
             trainer.save()
         except BaseException:
-            if ranks.is_main:
+            if ranks.is_main and run is not None:
                 shutil.rmtree(run.path, ignore_errors=True)  # nothing was trained, and the name is free again
             raise
         trainer.fit()
@@ -84,16 +85,21 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
         with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
             what = experiment.build(wanted, fetch=False, progress=progress)
         experiment.check_data(run, what.data)
+        distributed.wait_for_all(ranks)
         trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, wanted.plugin))
         trainer.restore(state)
         if trainer.step >= trainer.total_steps:
             trainer.say(f"run {run.name!r} is complete: all {trainer.total_steps:,} steps are done")
+            if ranks.is_main and run.state() != "complete":  # killed between its last checkpoint and its end
+                run.update_manifest(state="complete", step=trainer.step, wall_seconds=round(trainer.seconds, 2))
             return run
         if ranks.is_main:
             run.remove_leftovers()
             run.truncate_metrics(trainer.step)
             runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
-            run.update_manifest(state="running", notes=[*run.manifest().get("notes", []), *complaints])
+            before = {key: value for key, value in run.manifest().items() if key != "reason"}  # of an earlier end
+            notes = [*before.get("notes", []), *complaints]
+            run.write_json("manifest.json", {**before, "state": "running", "notes": notes})
         for complaint in complaints:
             trainer.say(complaint)
         trainer.fit()
@@ -157,9 +163,15 @@ def settle(config: Config, device: torch.device) -> Config:
     return config.model_copy(update={"train": section.model_copy(update=settled)})
 
 
-def _shared_run(config: Config, ranks: Ranks) -> Run:
-    """The run folder that rank 0 made."""
-    run = distributed.on_main(lambda: runs.create_run(config), ranks)
+def _shared_run(config: Config, ranks: Ranks, held: ExitStack) -> Run:
+    """The run folder that rank 0 made and has locked."""
+
+    def make() -> Run:
+        made = runs.create_run(config)
+        held.enter_context(made.lock())
+        return made
+
+    run = distributed.on_main(make, ranks)
     return Run(Path(distributed.from_main(str(run.path) if run else "", ranks)))
 
 

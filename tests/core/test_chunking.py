@@ -139,3 +139,15 @@ def test_a_chunked_run_is_the_run_in_one_piece(tiny: Callable[..., Config], tmp_
     whole, chunked = weights("whole", {}), weights("chunked", {"train.chunk_size": 10})
     for name, value in whole.items():
         assert (value - chunked[name]).norm() <= 1e-10 * value.norm() + 1e-14, name
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own modules
+def test_the_recomputation_needs_no_second_compilation() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    network.compile(backend="eager", dynamic=False)
+    for _ in range(2):
+        in_chunks(network, torch.randn(12, 3, 6, 6), 4).square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
