@@ -30,7 +30,7 @@ class Diagnostics(BaseModel):
     feature_std: float
     """Mean standard deviation of a coordinate of unit-length features: 0 collapsed, 1 / sqrt(D) spread evenly."""
     mean_cosine: float
-    """Cosine between the features of two different images, on average, in [-1, 1]."""
+    """Cosine between the features of two different images, on average, in [-1, 1]; 0 for features that are zero."""
     uniformity: float
     """In [-8, 0], lower is more spread out; 0 collapsed, about -4 for directions spread evenly."""
     alignment: float | None = None
@@ -74,15 +74,17 @@ def uniformity(features: Tensor, t: float = 2) -> float:
     """log of the mean of exp(-t * squared distance) over all pairs of different rows (arXiv 2005.10242, equation 2).
 
     Args:
-        features: (n, D) with n >= 2, of any norm; 0 when all have one direction.
+        features: (n, D) with n >= 2, of any norm; 0 when all have one direction, or all are zero.
     """
     z = _unit(features)
     n = len(z)
     if n < 2:
         raise ValueError(f"uniformity needs two rows at least, got {n}")
+    own = z.square().sum(1)  # (n,) one, but for features that are zero
     parts = []
     for start in range(0, n, CHUNK):
-        square = 2 - 2 * z[start : start + CHUNK] @ z.T  # (c, n) squared distances
+        rows = slice(start, start + CHUNK)
+        square = own[rows, None] + own - 2 * z[rows] @ z.T  # (c, n) squared distances
         logits = -t * square.clamp_min(0)
         logits.diagonal(start).fill_(float("-inf"))  # a row and itself are no pair
         parts.append(logits.flatten().logsumexp(0))
@@ -101,10 +103,10 @@ def feature_std(features: Tensor) -> float:
 
 @torch.no_grad()
 def mean_cosine(features: Tensor) -> float:
-    """Mean cosine over all pairs of different rows of (n, D), n >= 2."""
+    """Mean cosine over all pairs of different rows of (n, D), n >= 2; that of a row of zeros with any other is 0."""
     z = _unit(features)
     n = len(z)
-    return float((z.sum(0).square().sum() - n) / (n * (n - 1)))
+    return float((z.sum(0).square().sum() - z.square().sum()) / (n * (n - 1)))
 
 
 def diagnose(features: Tensor, views: tuple[Tensor, Tensor] | None = None) -> Diagnostics:
@@ -129,7 +131,9 @@ def verdict(found: Diagnostics) -> str | None:
 
     Complete collapse: a mean cosine above 0.9995, that is, features on average within 1.3 degrees of their mean
     direction. Untrained networks, whose features share a large mean, had 0.89 to 0.98 (seven of timm's, 300 drawn
-    images).
+    images). Or features of zeros, which have no direction: a standard deviation below 0.00025 / D, which no features
+    of unit length with a lower mean cosine have (their D variances, none above its own root, add up to 1 less the mean
+    cosine, times (n - 1) / n).
 
     Dimensional collapse (Jing et al., arXiv 2110.09348): a RankMe below 1.5, or below 0.5 % of the dimensions that
     the images could fill. RankMe counts the common mean as one dimension, so that 1.5 is a mean with next to nothing
@@ -138,10 +142,11 @@ def verdict(found: Diagnostics) -> str | None:
     """
     if not all(map(math.isfinite, (found.rank_me, found.feature_std, found.mean_cosine))):
         return "The features are not finite numbers: training has diverged; try a lower optimizer.lr."
-    if found.mean_cosine > ONE_DIRECTION:
+    if found.mean_cosine > ONE_DIRECTION or found.feature_std < (1 - ONE_DIRECTION) / 2 / found.dim:
         return (
-            f"Collapsed: all images have nearly the same features (mean cosine {found.mean_cosine:.4f}), so they say "
-            "nothing about an image; try a lower optimizer.lr, a larger train.batch_size or another temperature."
+            f"Collapsed: all images have nearly the same features (mean cosine {found.mean_cosine:.4f}, standard "
+            f"deviation {found.feature_std:.1g}), so they say nothing about an image; try a lower optimizer.lr, a "
+            "larger train.batch_size or another temperature."
         )
     reachable = min(found.dim, found.images)
     least, share = FEW_DIMENSIONS

@@ -4,13 +4,14 @@ Labels stay here; they never reach the method. The measurements draw no random n
 batch norm alone, so that a run is the same with and without them. When they are made is a function of the
 configuration and the number of images (:func:`plan`), never of the clock, so that a resumed run repeats them.
 
-On several ranks only rank 0 measures, on its own copy of the weights, while the others wait at the next exchange of
-gradients. Their patience is the process group's timeout (10 minutes with NCCL, 30 with gloo), which a measurement of
-the planned size is far from; ``monitor.max_images`` in the hundreds of thousands is not.
+On several ranks only rank 0 measures, on its own copy of the weights, while the others wait for it at the end of the
+step, where all agree on what comes next. Their patience is :data:`clf.distributed.TIMEOUT`, which a measurement of the
+planned size is far from; ``monitor.max_images`` in the hundreds of thousands is not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Monitor(Callback):
         seen = trainer.total_steps * config.train.batch_size * config.train.accumulate
         self.plan = plan(
             config.monitor,
-            epochs=-(-trainer.total_steps // trainer.steps_per_epoch),
+            epochs=math.ceil(trainer.total_steps / trainer.steps_per_epoch - 1e-6),
             work=seen * sum((recipe.size / data.image_size) ** 2 for recipe in recipes),
             bank=len(self._bank),
             queries=len(self._queries),
@@ -133,7 +134,8 @@ class Monitor(Callback):
             trainer.say(warning)
 
     def on_epoch(self, trainer: Trainer) -> None:
-        if self.plan.due(-(-trainer.step // trainer.steps_per_epoch)):
+        last = trainer.step >= trainer.total_steps  # perhaps in the middle of an epoch
+        if self.plan.due(self.plan.epochs if last else trainer.epochs_done(trainer.step)):
             self._measure(trainer)
 
     def _measure(self, trainer: Trainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -21,10 +21,13 @@ PLAIN_EVERY = 10.0
 
 
 class Progress(Callback):
-    """Loss, images per second, time left, and what the monitor measured: k-NN accuracy, or RankMe without labels."""
+    """Loss, images per second, time left, and what the monitor measured: k-NN accuracy, or RankMe without labels.
+
+    It goes quiet when its output can no longer be written, and the training goes on.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = _lenient(console or Console(stderr=True))
         self._bar: Bar | None = None
         self._loss = float("nan")
         self._measured = ""
@@ -103,13 +106,49 @@ def figures(record: Mapping[str, float]) -> str:
 @contextmanager
 def loading(quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on the terminal while images are read; the value is called as ``progress(done, total)``."""
-    console = Console(stderr=True)
+    console = _lenient(Console(stderr=True))
     if quiet or not console.is_terminal:
         yield None
         return
     with Bar(TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lenient:
+    """A text file that forgets what it is given once writing has failed.
+
+    The reader of a pipe went away, a terminal was closed, a disk is full. Rich would leave the process; its live bar,
+    which is drawn by another thread, would print a traceback.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._failed = False
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except (OSError, ValueError):  # ValueError: the file was closed
+            self._failed = True
+
+
+def _lenient(console: Console) -> Console:
+    """The same console, whose output may fail."""
+    console.file = cast("IO[str]", _Lenient(console.file))
+    return console
 
 
 class Speed:

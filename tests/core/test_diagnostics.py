@@ -85,6 +85,33 @@ def test_equal_features_are_called_collapsed() -> None:
     assert sentence.startswith("Collapsed")
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-30])
+def test_features_of_zeros_are_called_collapsed_with_their_true_figures(scale: float) -> None:
+    """1e-30 is below what a direction is taken from."""
+    found = diagnose(scale * torch.randn(300, 32, generator=torch.Generator().manual_seed(0)))
+    assert found.uniformity == pytest.approx(0, abs=1e-9)
+    assert found.mean_cosine == pytest.approx(0, abs=1e-9)
+    assert found.feature_std == pytest.approx(0, abs=1e-9)
+    sentence = str(verdict(found))
+    assert sentence.startswith("Collapsed: all images have nearly the same features (mean cosine ")
+
+
+def test_some_features_of_zeros_count_as_points_in_the_middle() -> None:
+    """Squared distances 0 between the zeros, 1 between a zero and a direction; cosines 0."""
+    some = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
+    assert uniformity(some) == pytest.approx(math.log((1 + 2 * math.exp(-2)) / 3))
+    assert mean_cosine(some) == pytest.approx(0, abs=1e-12)
+
+
+def test_one_axis_of_very_many_is_not_called_a_complete_collapse() -> None:
+    """The least standard deviation that varied directions have: 1 / D."""
+    axis = torch.zeros(16, 4096)
+    axis[:, 0] = torch.tensor([1.0, -1.0]).repeat(8)
+    found = diagnose(axis)
+    assert found.feature_std == pytest.approx(1 / 4096)
+    assert str(verdict(found)).startswith("Partly collapsed")
+
+
 def test_features_on_a_line_are_called_partly_collapsed() -> None:
     g = torch.Generator().manual_seed(0)
     line = torch.randn(300, 1, generator=g) * torch.randn(1, 256, generator=g)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clf import config, doctor, experiment, phases, training
 from clf.augment import Augment, Recipe
+from clf.commands.doctor import doctor as command
 from clf.config import Config
 from clf.data import DataSource
 from clf.distributed import Ranks
@@ -217,6 +218,44 @@ def test_a_slow_disk_is_charged_to_the_data(tmp_path: Path, tiny: Make) -> None:
     assert max(found, key=lambda name: found[name]) == "data"
 
 
+def test_trials_take_the_images_from_where_the_plain_trainer_has_put_them(tmp_path: Path, tiny: Make) -> None:
+    with closing(subject(settled(tmp_path, tiny))) as plain:
+        stream = plain.trainer.stream
+        assert stream._resident is not None
+        there = stream._resident = stream._resident.clone()
+        before, found = plain.trainer.data, plain.data
+        assert found.train.images is there
+        assert replace(found, train=replace(found.train, images=before.train.images)) == before
+        with closing(doctor._subject(plain, changed(plain.trainer.config, BF16), Ranks())) as other:
+            assert other.trainer.stream._resident is there
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_step_has_the_switches_of_its_configuration_and_leaves_those_that_were(
+    tmp_path: Path, tiny: Make, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def switches() -> tuple[bool, ...]:
+        strict, warn = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        return strict, warn, torch.backends.cudnn.benchmark
+
+    found: list[tuple[bool, ...]] = []
+    with closing(subject(settled(tmp_path, tiny, {"train.deterministic": deterministic}))) as examined:
+        monkeypatch.setattr(examined.trainer, "one_step", lambda: found.append(switches()))
+        try:
+            for before in [(True, True, False), (True, False, True), (False, False, True)]:
+                torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+                torch.backends.cudnn.benchmark = before[2]
+                examined.step()
+                assert switches() == before
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False
+    assert [(strict, benchmark) for strict, _, benchmark in found] == [(deterministic, not deterministic)] * 3
+
+
 @pytest.mark.usefixtures("hasty")
 def test_an_examination_adds_up_and_leaves_nothing(tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -317,6 +356,12 @@ def test_the_command_prints_tables_or_json(
     assert content["trials"][1]["gain"] == pytest.approx(found.trials[1].gain)
     assert content["advice"]["sentence"] == found.advice.sentence
     assert content["machine"]["cores"] == found.machine.cores
+
+
+def test_the_help_says_how_many_steps_are_taken() -> None:
+    words = get_type_hints(command, include_extras=True)["steps"].__metadata__[0].help
+    seconds = {5.0: "five"}[doctor.STEP_SECONDS]
+    assert f"what takes {seconds} seconds, {doctor.STEPS[0]} to {doctor.STEPS[1]}" in words
 
 
 def test_a_mistake_is_one_sentence(run_cli: Callable[..., Any]) -> None:

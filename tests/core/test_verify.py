@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from plugins_to_verify import plugin_file
 
-from clf import verify
+from clf import training, verify
 from clf.errors import ConfigError, PluginError
+from clf.verify import killing
 from clf.verify.batchnorm import of_all_rows
+from clf.verify.child import Job
 from clf.verify.compare import End, differences, largest_difference
 
 
@@ -40,6 +42,32 @@ def test_a_method_whose_state_is_not_in_the_checkpoint_is_caught(tmp_path: Path,
     assert first.startswith("Metrics at step ") and "loss is" in first
     assert "the optimizer state 'exp_avg' of parameter 'backbone.model." in state or "the weight or buffer" in state
     assert blame in reason
+
+
+class NeverThere:
+    """Does a job in this process; it has always ended before it is killed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def join(self) -> None:
+        if self.job.resume:
+            training.resume(self.job.run, self.job.config, callbacks=[])
+        else:
+            training.train(self.job.config, callbacks=[])
+
+    def kill_there(self, delay: float = 0.0) -> bool:
+        self.join()
+        return False
+
+
+def test_a_run_that_ended_before_it_was_killed_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "Child", NeverThere)
+    report = verify.resume("simclr", {"train.max_steps": 2}, kills=3)
+    assert not report.holds
+    (sentence,) = report.differences
+    assert sentence.startswith("The run was killed 0 of 3 times, ")
+    assert dict(report.facts)["killed"] == "0 times, after steps none"
 
 
 def test_two_ranks_equal_one_process_for_a_rich_method(tmp_path: Path) -> None:
@@ -81,6 +109,7 @@ def test_the_command_prints_facts_and_says_whether_they_hold(run_cli: Callable[.
         (("export", "--plugin", "simclr", "run.dir=elsewhere"), "run.dir cannot be set here"),
         (("ranks", "--plugin", "simclr", "--ranks", "two"), "--ranks two is no list of numbers"),
         (("ranks", "--plugin", "simclr", "--ranks", "1"), "must be 2 or more"),
+        (("ranks", "--plugin", "simclr", "train.chunk_size=8"), "train.chunk_size = 8 cannot be set for clf verify"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(run_cli: Callable[..., Any], words: tuple[str, ...], sentence: str) -> None:

@@ -42,7 +42,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with the same keys, nested.")] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps that the phases are measured over; else what takes ten seconds, 3 to 20."),
+        typer.Option(min=1, help="Steps that the phases are measured over; else what takes five seconds, 2 to 20."),
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Try torch.compile on a CPU too; compiling takes a minute or so.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,7 +88,8 @@ def _start(config: Config | None, run: Run | None) -> None:
             run = training.train(config)
     except trainer.Interrupted as stop:
         if is_main_rank():
-            typer.echo(str(stop), err=True)
+            with suppress(OSError):  # the exit status matters more than a reader that has gone away
+                typer.echo(str(stop), err=True)
         raise typer.Exit(EXIT_CODE.get(stop.signal_name, 130)) from None
     if is_main_rank():
         print_text(f"Next: clf evaluate {run.path}   clf export {run.path}   clf report {run.path}")

@@ -126,7 +126,7 @@ def _rows(order: Callable[[int], Tensor], steps_per_epoch: int, batch_size: int,
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
+    if device.type != "cuda" or images.device == device:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return images.nbytes <= free * _RESIDENT_SHARE

@@ -26,7 +26,6 @@ from clf.doctor.machine import Machine
 from clf.doctor.rival import Comparison
 from clf.doctor.subject import Subject, changed
 from clf.errors import ClfError, ConfigError
-from clf.trainer import Trainer
 
 STEPS = (2, 20)
 STEP_SECONDS = 5.0
@@ -100,7 +99,7 @@ def examine(
 
     Args:
         config: derived, as for :func:`clf.training.train`.
-        steps: that the phases are measured over; as many as ten seconds allow when it is not given.
+        steps: that the phases are measured over; when it is not given, as many as STEP_SECONDS and STEPS allow.
         compiled: try torch.compile on a CPU too, where compiling takes a minute or so.
         say: hears what is being done.
         progress: called with the number of images read so far and in all.
@@ -224,7 +223,7 @@ def _for_trials(plain: Subject, ranks: Ranks, say: Say) -> Iterator[Subject]:
         yield plain
         return
     say(f"trying settings with batches of {size}, because a step takes {plain.seconds:.1f} s")
-    with closing(_subject(plain.trainer, changed(config, Setting("train.batch_size", size)), ranks)) as small:
+    with closing(_subject(plain, changed(config, Setting("train.batch_size", size)), ranks)) as small:
         yield small
 
 
@@ -237,7 +236,7 @@ def _try_out(
     for setting in wanted:
         say(f"trying {setting}")
         try:
-            subjects[setting] = _subject(plain.trainer, changed(plain.trainer.config, setting), ranks)
+            subjects[setting] = _subject(plain, changed(plain.trainer.config, setting), ranks)
         except torch.OutOfMemoryError:
             failed.append(f"{setting}: does not fit into memory")
         except ClfError as error:
@@ -274,6 +273,7 @@ def _take_turns(plain: Subject, subjects: Mapping[Setting, Subject], say: Say, s
     return trials
 
 
-def _subject(plain: Trainer, config: Config, ranks: Ranks) -> Subject:
-    same = config.data == plain.config.data
+def _subject(plain: Subject, config: Config, ranks: Ranks) -> Subject:
+    """Takes the images from the device's memory where the plain configuration has put them."""
+    same = config.data == plain.trainer.config.data
     return Subject(config, plain.data if same else experiment.load_data(config.data, config.seed), ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ class Subject:
             with stopwatch("other"):  # a border, up to which the time is charged
                 return {name: seconds / steps for name, seconds in stopwatch.seconds.items()}
 
+    @property
+    def data(self) -> DataSource:
+        """The data, with the training images where this trainer keeps them: another on the device needs no copy."""
+        data, resident = self.trainer.data, self.trainer.stream._resident
+        return data if resident is None else replace(data, train=replace(data.train, images=resident))
+
     def close(self) -> None:
         """Ends the threads that read images ahead."""
         self.trainer.stream.close()
@@ -103,15 +110,21 @@ class Subject:
     @contextmanager
     def _switched(self) -> Iterator[None]:
         """The process-wide switches of torch that the configuration asks for."""
-        before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+        strict, warn = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         threads, deterministic = self._switches
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not deterministic
         try:
             yield
         finally:
+            torch.backends.cudnn.benchmark = before[1]
+            torch.use_deterministic_algorithms(strict, warn_only=warn)
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
 
 
 def changed(config: Config, setting: Setting) -> Config:

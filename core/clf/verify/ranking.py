@@ -39,13 +39,14 @@ def ranks(plugin: str, changes: Mapping[str, Any] | None = None, counts: Sequenc
         counts: numbers of ranks; ``train.batch_size`` must be divisible by each.
 
     Raises:
-        ConfigError: a number of ranks is below 2.
+        ConfigError: a number of ranks is below 2, or a batch would be cut into chunks.
         ClfError: the training itself fails.
     """
     if not counts or min(counts) < 2:
         raise ConfigError(f"the numbers of ranks must be 2 or more, got {', '.join(map(str, counts)) or 'none'}")
     with tempfile.TemporaryDirectory(prefix="clf-verify-") as folder:
         config = tiny(plugin, Path(folder), changes or {}, _own(counts))
+        _refuse_chunks(config)
         report = Report(f"{_list(counts)} ranks training {plugin} equal one process")
         one = _train(config, "one", 1)
         for count in counts:
@@ -66,10 +67,20 @@ def _own(counts: Sequence[int]) -> dict[str, Any]:
         "train.precision": "fp64",
         "train.device": "cpu",
         "train.compile": "off",
+        "train.chunk_size": None,
         "train.max_steps": STEPS,
         "monitor.log_every": 1,
         "monitor.knn_every": 0,
     }
+
+
+def _refuse_chunks(config: Config) -> None:
+    if config.train.chunk_size is not None:
+        raise ConfigError(
+            f"train.chunk_size = {config.train.chunk_size} cannot be set for clf verify ranks: one process and several "
+            "ranks have different rows in a chunk, and batch norm, which sees one chunk at a time, would make a right "
+            "method differ. Leave it out"
+        )
 
 
 def _train(config: Config, name: str, count: int, *, resumed: bool = False, stop: int | None = None) -> Run:
