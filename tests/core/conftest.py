@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from clf import config as configuration
 from clf import training
 from clf.config import Config
 from clf.runs import Run
+
+# The server that forks processes for the tests starts once, with torch imported: else each of them imports it again.
+multiprocessing.set_forkserver_preload(["clf.verify.child"])
 
 TINY = {
     "plugin": "simclr",
