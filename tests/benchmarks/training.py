@@ -9,7 +9,7 @@
   torchvision transforms on PIL images in DataLoader workers, the same recipe, network, projector and batch. Each
   number of workers of --workers is tried, and the fastest one counts.
 
-Each round runs every candidate for the same number of steps, one after the other; medians over rounds are printed.
+Each round runs every candidate for the same number of steps, in random order; medians over rounds are printed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -189,8 +190,8 @@ def main() -> None:
             run(3)  # memory and kernels are settled, compiled code is there
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for number in range(options.rounds):
-            for name, candidate in candidates.items():
-                seconds[name].append(candidate())
+            for name in random.sample(sorted(candidates), len(candidates)):
+                seconds[name].append(candidates[name]())
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
         for each in peers.values():
             each.close()
