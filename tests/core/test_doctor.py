@@ -195,6 +195,7 @@ def test_every_phase_of_real_steps_is_charged(tmp_path: Path, tiny: Make) -> Non
     found = subject(settled(tmp_path, tiny)).phases(3)
     assert list(found) == list(phases.NAMES)
     assert all(found[name] > 0 for name in ("augment", "forward", "backward", "optimizer", "other"))
+    assert max(found, key=lambda name: found[name]) in ("augment", "forward", "backward")
 
 
 def test_a_method_that_works_after_its_step_is_charged_for_it(tmp_path: Path, tiny: Make) -> None:
@@ -204,16 +205,17 @@ def test_a_method_that_works_after_its_step_is_charged_for_it(tmp_path: Path, ti
     made, _ = config.derive(config.build([config.Layer("test", {**values, "plugin": str(path)})])[0])
     found = subject(training.settle(made, torch.device("cpu"))).phases(2)
     assert found["method"] >= 0.3
+    assert max(found, key=lambda name: found[name]) == "method"
 
 
 def test_a_slow_disk_is_charged_to_the_data(tmp_path: Path, tiny: Make) -> None:
     made = settled(tmp_path, tiny)
     data = experiment.load_data(made.data, made.seed)
     assert isinstance(data.train.images, Tensor)
-    slow = replace(data, train=replace(data.train, images=SlowTable(data.train.images, 1.0)))
+    slow = replace(data, train=replace(data.train, images=SlowTable(data.train.images, 1.5)))
     with closing(subject(made, slow)) as waiting:
         found = waiting.phases(3)
-    assert found["data"] >= 0.5  # of 3 s of reading, less what hides behind computing
+    assert max(found, key=lambda name: found[name]) == "data"
 
 
 def test_trials_take_the_images_from_where_the_plain_trainer_has_put_them(tmp_path: Path, tiny: Make) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clf.commands.options import ConfigFile, PluginName
 from clf.commands.output import print_json, print_table, print_text
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ def doctor(
             show_default=False,
         ),
     ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The method: a plugin's name, or a file such as ./my_method.py")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with the same keys, nested.")] = None,
+    plugin: PluginName = None,
+    config: ConfigFile = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps that the phases are measured over; else what takes five seconds, 2 to 20."),

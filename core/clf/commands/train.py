@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clf.commands.options import ConfigFile, PluginName
 from clf.commands.output import is_main_rank, print_table, print_text
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ def train(
             show_default=False,
         ),
     ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The method: a plugin's name, or a file such as ./my_method.py")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with the same keys, nested.")] = None,
+    plugin: PluginName = None,
+    config: ConfigFile = None,
     resume: Annotated[
         str | None,
         typer.Option(
