@@ -13,6 +13,7 @@ from clf.compiling import compile_in_place
 from clf.config import BackboneSection
 from clf.errors import ConfigError, did_you_mean
 from clf.random import derive_seed
+from clf.surgery import convert
 
 SMALL_IMAGE = 64
 """Up to this side in pixels ``stem: auto`` means the small stem."""
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.chunk_size: int | None = None
         self.channels_last = False
+        self.compiled = False
         self.register_buffer("mean", _per_channel(mean, channels), persistent=False)
         self.register_buffer("std", _per_channel(std, channels), persistent=False)
         self.dim = self._probe()
@@ -66,6 +68,7 @@ class Backbone(nn.Module):
         """
         self.chunk_size = chunk_size
         self.channels_last = channels_last
+        self.compiled = compiled
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if compiled:
@@ -95,8 +98,8 @@ def create_backbone(
         fetch: False leaves pretrained weights out, for a model whose weights are about to be replaced.
 
     Raises:
-        ConfigError: unknown model, a stem that the model does not have, an image size it cannot take, or pretrained
-            weights that cannot be fetched.
+        ConfigError: unknown model, a stem, norm or activation that the model cannot have, an image size it cannot
+            take, or pretrained weights that cannot be fetched.
     """
     name = section.name
     if not timm.is_model(name):
@@ -109,6 +112,12 @@ def create_backbone(
             "backbone.stem = small replaces the first layers and cannot keep pretrained weights: "
             "use backbone.stem=original or backbone.pretrained=false"
         )
+    changed = next((key for key in ("norm", "activation") if getattr(section, key) != "keep"), None)
+    if section.pretrained and changed:
+        raise ConfigError(
+            f"backbone.{changed} = {getattr(section, changed)} exchanges layers that the pretrained weights were made "
+            f"for: use backbone.{changed}=keep or backbone.pretrained=false"
+        )
     small = section.stem == "small" or (section.stem == "auto" and image_size <= SMALL_IMAGE and not section.pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "backbone"))
@@ -118,6 +127,7 @@ def create_backbone(
                 f"backbone.stem = small is not known for {name!r}: use backbone.stem=original, or a ResNet, ConvNeXt, "
                 "EfficientNet, MobileNet or ViT"
             )
+        convert(model, name, section.norm, section.activation)
     mean, std = _scaling(section, model, channels)
     try:
         return Backbone(model, name, channels, image_size, mean, std)

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from clf.errors import ConfigError, did_you_mean
 
 Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+BelowOne: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Tree: TypeAlias = dict[str, Any]
 
 
@@ -59,6 +60,14 @@ class BackboneSection(Section):
         "auto",
         description="input scaling inside the backbone; auto: that of the pretrained weights, or none",
     )
+    norm: Literal["keep", "none", "group"] = Field(
+        "keep",
+        description="normalisation layers; none: taken away, and convolutions get a bias and PyTorch's initial "
+        "weights; group: group norm for batch norm",
+    )
+    activation: Literal["keep", "relu", "leaky_relu", "gelu", "silu"] = Field(
+        "keep", description="of all layers; leaky_relu has slope 0.2 below zero"
+    )
 
 
 class TrainSection(Section):
@@ -94,20 +103,24 @@ class TrainSection(Section):
 
 
 class OptimizerSection(Section):
-    name: Literal["adamw", "sgd", "lars"] = Field("adamw")
+    name: Literal["adamw", "adam", "sgd", "lars"] = Field("adamw")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; derived: adamw 1e-3, sgd 0.03 x batch/256, lars 0.3 x batch/256"
+        None,
+        gt=0,
+        description="peak learning rate; derived: adamw and adam 1e-3, sgd 0.03 x batch/256, lars 0.3 x batch/256",
     )
-    weight_decay: float | None = Field(None, ge=0, description="derived: adamw 0.05, sgd 1e-4, lars 1e-6")
+    weight_decay: float | None = Field(None, ge=0, description="derived: adamw 0.05, adam 0, sgd 1e-4, lars 1e-6")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adamw")
+    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="adamw and adam")
     decay_norm_and_bias: bool = Field(False, description="apply weight decay to one-dimensional parameters too")
 
 
 class ScheduleSection(Section):
-    name: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
     warmup_epochs: float | None = Field(None, ge=0, description="linear, per step; derived: 10, at most a tenth")
-    final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, as a share of the peak")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the fall, as a share of the peak")
+    decay: float = Field(1.0, gt=0, le=1, description="share of the steps, at the end, in which the rate falls")
+    per: Literal["step", "epoch"] = Field("step", description="how often the rate changes after the warm-up")
 
 
 class AugmentSection(Section):
@@ -244,7 +257,7 @@ def build(layers: Sequence[Layer], method_config: type[BaseModel] | None = None)
     """
     known = dict(_fields(Config))
     if method_config is not None:
-        known |= {f"method.{name}": info for name, info in _fields(method_config)}
+        known |= known_keys(method_config, "method.")
     values: Tree = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -265,28 +278,47 @@ def build(layers: Sequence[Layer], method_config: type[BaseModel] | None = None)
 
 def derive(config: Config, origins: Origins | None = None) -> tuple[Config, Origins]:
     """Fills the values that follow from others: learning rate, weight decay, warm-up."""
-    batch = config.train.batch_size * config.train.accumulate
-    scale = batch / 256
-    lr, decay, source = {
-        "adamw": (1e-3, 0.05, "AdamW"),
-        "sgd": (0.03 * scale, 1e-4, "0.03 x batch/256, MoCo"),
-        "lars": (0.3 * scale, 1e-6, "0.3 x batch/256, SimCLR 2.3"),
-    }[config.optimizer.name]
-    warmup = min(10.0, config.train.epochs / 10)
-    updates: dict[str, dict[str, Any]] = {"optimizer": {}, "schedule": {}}
+    section = config.optimizer
     notes: dict[str, str] = {}
-    if config.optimizer.lr is None:
-        updates["optimizer"]["lr"] = lr
-        notes["optimizer.lr"] = f"derived: {source}"
-    if config.optimizer.weight_decay is None:
-        updates["optimizer"]["weight_decay"] = decay
-        notes["optimizer.weight_decay"] = f"derived: {config.optimizer.name}"
+    if section.lr is None:
+        notes["optimizer.lr"] = f"derived: {_OPTIMIZERS[section.name].source}"
+    if section.weight_decay is None:
+        notes["optimizer.weight_decay"] = f"derived: {section.name}"
+    changed: dict[str, Section] = {"optimizer": derived_optimizer(section, config)}
     if config.schedule.warmup_epochs is None:
-        updates["schedule"]["warmup_epochs"] = warmup
+        warmup = min(10.0, config.train.epochs / 10)
+        changed["schedule"] = config.schedule.model_copy(update={"warmup_epochs": warmup})
         notes["schedule.warmup_epochs"] = "derived: 10, at most a tenth of train.epochs"
-    changed = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items() if values}
     merged = Origins({**(origins.of if origins else {}), **notes})
     return config.model_copy(update=changed), merged
+
+
+@dataclass(frozen=True)
+class _Usual:
+    """What is usual for an optimizer."""
+
+    lr: float
+    per_256: bool
+    """Whether the learning rate grows with the batch."""
+    weight_decay: float
+    source: str
+
+
+_OPTIMIZERS = {
+    "adamw": _Usual(1e-3, False, 0.05, "AdamW"),
+    "adam": _Usual(1e-3, False, 0.0, "Adam"),
+    "sgd": _Usual(0.03, True, 1e-4, "0.03 x batch/256, MoCo"),
+    "lars": _Usual(0.3, True, 1e-6, "0.3 x batch/256, SimCLR 2.3"),
+}
+
+
+def derived_optimizer(section: OptimizerSection, config: Config) -> OptimizerSection:
+    """The section with learning rate and weight decay filled in, where they are not set."""
+    usual = _OPTIMIZERS[section.name]
+    scale = config.train.batch_size * config.train.accumulate / 256 if usual.per_256 else 1.0
+    lr = usual.lr * scale if section.lr is None else section.lr
+    decay = usual.weight_decay if section.weight_decay is None else section.weight_decay
+    return section.model_copy(update={"lr": lr, "weight_decay": decay})
 
 
 def flatten(config: Config) -> Tree:
@@ -312,9 +344,9 @@ def dump_yaml(config: Config, comment: str = "") -> str:
     return header + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def known_keys() -> dict[str, FieldInfo]:
-    """Every dotted key of the engine with its definition, for help and for completion."""
-    return dict(_fields(Config))
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted key of the engine, or of a method's settings, with its definition, for help and for completion."""
+    return dict(_fields(model, prefix))
 
 
 def describe_type(info: FieldInfo) -> str:
@@ -397,8 +429,10 @@ def _explain(
             continue
         wanted = f" It must be {describe_type(known[key])}." if key in known else ""
         message = problem["msg"].removeprefix("Value error, ")
-        value = problem["input"] if not isinstance(problem["input"], dict) else "the given values"
-        lines.append(f"{key} = {value!r} ({origins.get(key, 'default')}): {message}.{wanted}")
+        if isinstance(problem["input"], dict):  # several settings do not go together; the message names them
+            lines.append(f"{message}.")
+            continue
+        lines.append(f"{key} = {problem['input']!r} ({origins.get(key, 'default')}): {message}.{wanted}")
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -429,15 +463,22 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def schedule_factor(step: int, total: int, warmup: int, schedule: ScheduleSection) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then cosine or constant.
+def schedule_factor(
+    step: int, total: int, warmup: int, schedule: ScheduleSection, steps_per_epoch: float = 1.0
+) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then constant, cosine or linear.
 
-    The first step after the warm-up has the peak; the step after the last would have ``final_lr``.
-    SimCLR, section 2.3; applied per step.
+    The first step after the warm-up has the peak; the step after the last would have ``final_lr``. With ``per: epoch``
+    all steps of an epoch have the rate of its first.
+    SimCLR, section 2.3; applied per step. MoCo's released code (main_moco.py) applies the cosine per epoch.
     """
     if step < warmup:
         return (step + 1) / warmup
     if schedule.name == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, total - warmup)
-    return schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.per == "epoch":
+        step = math.ceil(math.floor(step / steps_per_epoch + 1e-9) * steps_per_epoch - 1e-9)
+    start = max(warmup, total - round(schedule.decay * total))
+    progress = max(0, step - start) / max(1, total - start)
+    fallen = 1 - progress if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return schedule.final_lr + (1 - schedule.final_lr) * fallen

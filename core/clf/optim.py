@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from clf.config import OptimizerSection
 from clf.errors import ConfigError
@@ -89,6 +89,8 @@ def make_optimizer(section: OptimizerSection, parameters: Iterable[Parameter]) -
     fused = all(p.device.type in ("cpu", "cuda") for p in trainable)  # one kernel over all tensors
     if section.name == "adamw":
         return AdamW(groups, lr=section.lr, betas=section.betas, fused=fused)
+    if section.name == "adam":
+        return Adam(groups, lr=section.lr, betas=section.betas, fused=fused)
     if section.name == "sgd":
         return SGD(groups, lr=section.lr, momentum=section.momentum, fused=fused)
     for group in groups:

@@ -9,6 +9,7 @@ from torch import nn
 from clf.backbones import IMAGENET, create_backbone
 from clf.config import BackboneSection
 from clf.errors import ConfigError
+from clf.surgery import convert
 
 
 def section(name: str, **values: object) -> BackboneSection:
@@ -73,3 +74,109 @@ def test_unknown_names_and_impossible_settings_are_explained(monkeypatch: pytest
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(ConfigError, match=r"pretrained weights of 'resnet18' could not be loaded .*cannot reach"):
         create_backbone(section("resnet18", pretrained=True), 3, 224, 0)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def layers(module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, kind)]
+
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
+
+def test_a_resnet18_without_norms_has_the_parameters_of_the_one_of_ebclr() -> None:
+    """Kim and Ye, NeurIPS 2022: a 3x3 stem without max-pool, biases on all convolutions, a 512-d output."""
+    free = {"norm": "none", "activation": "leaky_relu", "normalize": "half"}
+    backbone = create_backbone(section("resnet18", **free), 3, 32, 0)
+    assert count(backbone) == 11_164_032
+    assert count(create_backbone(section("resnet18", **free), 1, 28, 0)) == 11_162_880
+    assert count(create_backbone(section("resnet18"), 3, 32, 0)) == 11_168_832
+    assert not layers(backbone, NORMS) and not layers(backbone, nn.ReLU)
+    slopes = [layer.negative_slope for layer in layers(backbone, nn.LeakyReLU)]
+    assert slopes == [0.2] * 17
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet10t", "resnet50", "test_efficientnet", "test_byobnet"])
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_without_batch_norm_a_row_does_not_know_the_others(name: str, norm: str) -> None:
+    backbone = create_backbone(section(name, norm=norm), 3, 32, 0).train()
+    assert not layers(backbone, nn.BatchNorm2d)
+    assert bool(layers(backbone, nn.GroupNorm)) is (norm == "group")
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        together = backbone(x)
+        assert float(together.std(0).max()) > 0
+        torch.testing.assert_close(torch.cat([backbone(x[:1]), backbone(x[1:])]), together, rtol=1e-4, atol=1e-6)
+    buffers = {key for key, _ in backbone.named_buffers()}
+    assert buffers == {"mean", "std"}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_without_norms_convolutions_start_like_pytorchs_and_by_the_seed(name: str) -> None:
+    def made(seed: int) -> list[nn.Module]:
+        return layers(create_backbone(section(name, norm="none"), 3, 32, seed), nn.Conv2d)
+
+    torch.manual_seed(1)
+    first = made(5)
+    torch.manual_seed(2)
+    again, other = made(5), made(6)
+    for one, same, different in zip(first, again, other, strict=True):
+        assert isinstance(one, nn.Conv2d) and one.bias is not None
+        fan_in = one.weight[0].numel()
+        for values in (one.weight, one.bias):
+            assert float(values.detach().abs().max()) <= fan_in**-0.5
+        assert float(one.weight.detach().std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.25)
+        assert torch.equal(one.weight, same.weight) and torch.equal(one.bias, same.bias)  # type: ignore[arg-type]
+        assert not torch.equal(one.weight, different.weight)  # type: ignore[arg-type]
+
+
+def test_group_norm_takes_32_groups_or_fewer_and_the_start_of_the_batch_norm() -> None:
+    plain = create_backbone(section("resnet18"), 3, 32, 0)
+    grouped = create_backbone(section("resnet18", norm="group"), 3, 32, 0)
+    assert count(grouped) == count(plain)
+    assert all(torch.equal(p, dict(grouped.named_parameters())[key]) for key, p in plain.named_parameters())
+    found = layers(grouped, nn.GroupNorm)
+    assert {norm.num_groups for norm in found} == {32}
+    starts = [float(norm.weight.detach().abs().max()) for norm in found if isinstance(norm, nn.GroupNorm)]
+    assert 0.0 in starts and 1.0 in starts
+    narrow = layers(create_backbone(section("test_resnet", norm="group"), 3, 32, 0), nn.GroupNorm)
+    for norm in narrow:
+        assert isinstance(norm, nn.GroupNorm)
+        assert 32 % norm.num_groups == 0 and norm.num_channels % norm.num_groups == 0 and norm.num_groups > 1
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU), ("gelu", nn.GELU), ("silu", nn.SiLU)],
+)
+def test_activations_are_exchanged_and_gates_are_not(activation: str, kind: type[nn.Module]) -> None:
+    every = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU)
+    for name in ("test_resnet", "test_efficientnet"):
+        before = create_backbone(section(name), 3, 32, 0)
+        after = create_backbone(section(name, activation=activation), 3, 32, 0)
+        assert len(layers(after, kind)) == len(layers(after, every)) == len(layers(before, every)) > 0
+        assert len(layers(after, nn.Sigmoid)) == len(layers(before, nn.Sigmoid))
+        assert all(torch.equal(p, dict(after.named_parameters())[key]) for key, p in before.named_parameters())
+    norms = layers(create_backbone(section("test_efficientnet", norm="none", activation=activation), 3, 32, 0), kind)
+    assert len(norms) == len(layers(before, every))
+
+
+def test_a_network_without_any_norm_is_left_as_it_is() -> None:
+    plain = create_backbone(section("test_nfnet"), 3, 32, 0).state_dict()
+    free = create_backbone(section("test_nfnet", norm="none"), 3, 32, 0).state_dict()
+    assert all(torch.equal(plain[key], value) for key, value in free.items())
+
+
+def test_norms_that_cannot_be_exchanged_are_explained() -> None:
+    with pytest.raises(ConfigError, match=r"take away LayerNorm, without which 'test_vit'.*set backbone\.norm=keep"):
+        create_backbone(section("test_vit", norm="none"), 3, 32, 0)
+    with pytest.raises(ConfigError, match=r"'test_vit' has no batch norm to replace: set backbone\.norm=keep"):
+        create_backbone(section("test_vit", norm="group"), 3, 32, 0)
+    for key, value in (("norm", "none"), ("norm", "group"), ("activation", "gelu")):
+        with pytest.raises(ConfigError, match=rf"backbone\.{key} = {value} exchanges layers .* backbone\.{key}=keep"):
+            create_backbone(section("resnet18", pretrained=True, **{key: value}), 3, 224, 0)
+    with pytest.raises(ConfigError, match=r"no activation layers were found in 'linear'"):
+        convert(nn.Sequential(nn.Linear(2, 2)), "linear", "keep", "relu")

@@ -150,11 +150,11 @@ def test_an_unknown_key_names_its_origin_and_the_nearest_key(key: str, parts: li
         ("train.epochs", "many", ["int, at least 1", "'many'"]),
         ("train.epochs", 1.5, ["int, at least 1"]),
         ("train.epochs", None, ["int, at least 1"]),
-        ("optimizer.name", "adam", ["one of adamw, sgd, lars"]),
+        ("optimizer.name", "rmsprop", ["one of adamw, adam, sgd, lars"]),
         ("optimizer.lr", -1, ["float", "above 0"]),
         ("optimizer.lr", math.inf, ["finite"]),
         ("optimizer.lr", math.nan, ["float"]),
-        ("optimizer.betas", [0.9], ["[float, float]"]),
+        ("optimizer.betas", [0.9], ["[float, at least 0 and below 1, float, at least 0 and below 1]"]),
         ("augment.flip", 1.5, ["at most 1"]),
         ("augment.crop_area", [0.8, 0.2], ["two rising shares"]),
         ("augment.crop_area", [0, 1], ["two rising shares"]),
@@ -174,7 +174,7 @@ def test_a_bad_value_is_told_with_origin_type_and_range(key: str, value: Any, pa
 
 
 def test_all_bad_values_are_told_at_once() -> None:
-    message = complaint(Layer("a.yaml", {"train.epochs": 0, "optimizer.name": "adam"}))
+    message = complaint(Layer("a.yaml", {"train.epochs": 0, "optimizer.name": "rmsprop"}))
     assert [line.partition(" ")[0] for line in message.splitlines()] == ["train.epochs", "optimizer.name"]
 
 
@@ -303,6 +303,21 @@ def test_warm_up_then_cosine() -> None:
 def test_constant_after_the_warm_up() -> None:
     constant = ScheduleSection(name="constant")
     assert [schedule_factor(step, 10, 2, constant) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_linear_over_the_last_part() -> None:
+    linear = ScheduleSection(name="linear", decay=0.2)
+    assert [schedule_factor(step, 10, 0, linear) for step in (0, 8, 9, 10)] == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_cosine_that_changes_once_an_epoch() -> None:
+    """MoCo's released code: 0.5 (1 + cos(pi e / E)) in epoch e of E, counted from 0; here of two and a half steps."""
+    cosine = ScheduleSection(per="epoch")
+    factors = [schedule_factor(step, 10, 0, cosine, 2.5) for step in range(10)]
+    expected = [0.5 * (1 + math.cos(math.pi * start / 10)) for start in (0, 0, 0, 3, 3, 5, 5, 5, 8, 8)]
+    assert factors == pytest.approx(expected)
+    every = [schedule_factor(step, 12, 0, cosine, 4) for step in range(12)]
+    assert every == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 3)) for e in (0, 1, 2) for _ in range(4)])
 
 
 def test_a_schedule_of_warm_up_alone_does_not_divide_by_zero() -> None:
