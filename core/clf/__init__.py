@@ -12,40 +12,51 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Augment": "clf.augment",
     "Backbone": "clf.backbones",
     "Batch": "clf.method",
     "BatchStream": "clf.method",
     "ClfError": "clf.errors",
+    "ConfigError": "clf.errors",
     "Context": "clf.method",
     "DataSpec": "clf.method",
+    "Group": "clf.method",
     "Method": "clf.method",
     "MethodConfig": "clf.method",
     "Recipe": "clf.augment",
+    "SavedMethod": "clf.saved",
     "StepOutput": "clf.method",
     "hookimpl": "clf.hookspecs",
+    "saved_method": "clf.saved",
     "simclr_recipe": "clf.augment",
 }
 
 if TYPE_CHECKING:
-    from clf.augment import Recipe, simclr_recipe
+    from clf.augment import Augment, Recipe, simclr_recipe
     from clf.backbones import Backbone
-    from clf.errors import ClfError
+    from clf.errors import ClfError, ConfigError
     from clf.hookspecs import hookimpl
-    from clf.method import Batch, BatchStream, Context, DataSpec, Method, MethodConfig, StepOutput
+    from clf.method import Batch, BatchStream, Context, DataSpec, Group, Method, MethodConfig, StepOutput
+    from clf.saved import SavedMethod, saved_method
 
 __all__ = [
+    "Augment",
     "Backbone",
     "Batch",
     "BatchStream",
     "ClfError",
+    "ConfigError",
     "Context",
     "DataSpec",
+    "Group",
     "Method",
     "MethodConfig",
     "Recipe",
+    "SavedMethod",
     "StepOutput",
     "__version__",
     "hookimpl",
+    "saved_method",
     "simclr_recipe",
 ]
 

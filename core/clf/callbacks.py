@@ -18,6 +18,9 @@ class Callback:
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step, also of a resumed run."""
 
+    def on_preparation(self, trainer: Trainer) -> None:
+        """A step of the method's preparation is done; ``trainer.prepared`` counts them."""
+
     def on_record(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """A record was written to ``metrics.jsonl``."""
 

@@ -25,6 +25,8 @@ class _UnreadableError(CheckpointError):
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes ``step-N.pt`` so that at any moment either the old or the new file is whole.
 
+    N counts the steps of a method's preparation too, so that its checkpoints are kept apart.
+
     Raises:
         CheckpointError: the file cannot be written, for instance because the disk is full. Earlier checkpoints remain.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clf import distributed
 from clf.errors import PluginError
-from clf.random import generator
+from clf.random import derive_seed
 
 if TYPE_CHECKING:
     from clf.trainer import Trainer
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class StepContext:
     """The engine's side of one step; see :class:`clf.method.Context`."""
 
-    def __init__(self, trainer: Trainer, part: int) -> None:
+    def __init__(self, trainer: Trainer, part: int, *, preparing: bool = False) -> None:
         self._trainer = trainer
         self._part = part
+        self._preparing = preparing
         self.logged: dict[str, float | Tensor] = {}
 
     @property
     def step(self) -> int:
-        return self._trainer.step
+        return self._trainer.prepared if self._preparing else self._trainer.step
 
     @property
     def epoch(self) -> int:
@@ -48,18 +49,30 @@ class StepContext:
         return self._trainer.ranks.world_size
 
     def generator(self, name: str) -> torch.Generator:
-        return generator(self._trainer.config.seed, "method", name, self.step, self._part)
+        return torch.Generator().manual_seed(self._seed(name))
+
+    def device_generator(self, name: str) -> torch.Generator:
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        return torch.Generator(device).manual_seed(self._seed(name))
+
+    def _seed(self, name: str) -> int:
+        purpose = "preparation" if self._preparing else "method"
+        return derive_seed(self._trainer.config.seed, purpose, name, self.step, self._part)
+
+    def images(self, index: Tensor) -> Tensor:
+        return self._trainer.stream.images(index)
 
     def gather(self, x: Tensor) -> Tensor:
         return distributed.gather(x, self._trainer.ranks)
 
     def minimize(self, group: str, loss: Tensor) -> None:
         trainer = self._trainer
-        if group == "main" or group not in trainer.parameters:
-            others = sorted(set(trainer.parameters) - {"main"})
+        mine = {name for name, each in trainer.groups.items() if each.preparation is self._preparing} - {"main"}
+        if group not in mine:
+            when = "in the preparation" if self._preparing else "besides 'main'"
             raise PluginError(
-                f"minimize({group!r}, ...): the groups besides 'main' are {others}; the loss of 'main' is returned "
-                "from training_step"
+                f"minimize({group!r}, ...): the groups {when} are {sorted(mine)}; the loss of 'main' is returned from "
+                "training_step"
             )
         with trainer.phases("method"):
             trainer.optimizers[group].zero_grad(set_to_none=True)

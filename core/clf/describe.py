@@ -78,12 +78,12 @@ def _is_built_in(source: str) -> bool:
 def _describe_method(method: type[Method[Any]]) -> MethodDescription:
     settings = [
         Setting(
-            f"method.{name}",
+            key,
             config.describe_type(field_info),
             "(must be set)" if field_info.is_required() else field_info.get_default(call_default_factory=True),
             field_info.description or "",
         )
-        for name, field_info in method.Config.model_fields.items()
+        for key, field_info in config.known_keys(method.Config, "method.").items()
     ]
     own_text = vars(method).get("__doc__")
     summary = inspect.cleandoc(own_text).split("\n\n")[0] if own_text else ""

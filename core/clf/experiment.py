@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +57,11 @@ def build(
     backbone = create_backbone(config.backbone, data.channels, data.image_size, config.seed, fetch=fetch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "method"))
-        method = method_type(backbone, settings, spec)
+        method = method_type.build(backbone, settings, spec)
     if config.train.precision == "fp64":
         method = method.double()
     overrides = config.augment.model_dump()
-    recipes = [recipe.with_overrides(overrides) for recipe in method_type.views(spec)]
+    recipes = [recipe.with_overrides(overrides) for recipe in method.views()]
     return Experiment(config, data, spec, method, recipes)
 
 
@@ -88,16 +89,43 @@ def describe(config: Config, data: DataSource) -> DataSpec:
             f"{data.name} has {n} training images, fewer than train.batch_size = {batch}: "
             f"lower train.batch_size to {n} or less, or add images"
         )
-    per_epoch = n // batch / config.train.accumulate
+    return _spec(config, data.name, n, data.image_size, data.channels, data.fingerprint)
+
+
+def describe_run(run: Run, config: Config) -> DataSpec:
+    """What a run's method knew of its data, from the manifest.
+
+    Raises:
+        RunError: the manifest is missing or says nothing of the data.
+    """
+    data = run.manifest().get("data", {})
+    try:
+        return _spec(
+            config, data["name"], data["train_images"], data["image_size"], data["channels"], data["fingerprint"]
+        )
+    except KeyError as error:
+        raise RunError(f"{run.path / 'manifest.json'} does not say {error} of the data: train the run again") from error
+
+
+def _spec(config: Config, name: str, n: int, image_size: int, channels: int, fingerprint: str) -> DataSpec:
+    batch = config.train.batch_size
     return DataSpec(
-        name=data.name,
+        name=name,
         n_images=n,
-        image_size=data.image_size,
-        channels=data.channels,
+        image_size=image_size,
+        channels=channels,
         batch_size=batch,
-        steps_per_epoch=per_epoch,
+        steps_per_epoch=n // batch / config.train.accumulate,
         epochs=config.train.epochs,
+        fingerprint=_subset(fingerprint, config),
     )
+
+
+def _subset(fingerprint: str, config: Config) -> str:
+    """Identifies the training images: those of a source, or the part of them that ``data.limit`` takes by the seed."""
+    limit = config.data.limit
+    part = f"{fingerprint};{config.data.test_fraction}" + ("" if limit is None else f";{limit};{config.seed}")
+    return hashlib.sha256(part.encode()).hexdigest()
 
 
 def load(run: Run, *, data: DataSource | None = None, same_data: bool = True) -> Experiment:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from clf.augment import Recipe, simclr_recipe
+from clf.augment import Draws, Recipe, crop_boxes, simclr_recipe
 
 if TYPE_CHECKING:
     from clf.backbones import Backbone
@@ -52,6 +52,8 @@ class DataSpec:
     steps_per_epoch: float
     """Optimiser steps; not a whole number where ``train.accumulate`` does not divide the batches of an epoch."""
     epochs: int
+    fingerprint: str = ""
+    """SHA-256 that identifies these very training images, a ``data.limit`` included."""
 
     @property
     def total_steps(self) -> int:
@@ -68,15 +70,49 @@ class Batch:
     """(N,) int64, the position of each image in the training set."""
     images: Tensor
     """(N, C, H', W') uint8, the raw images before augmentation."""
-    augment: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]] = field(repr=False)
+    augment: Augmenter = field(repr=False)
     """``augment(images, generator)``: the recipes applied to any raw images, with draws from ``generator``."""
+    first: int = 0
+    """Place of this rank's first row among the M rows of the step."""
+    draws: tuple[tuple[Recipe, Draws], ...] = field(default=(), repr=False)
+    """For each view its recipe and the random numbers it was made with, of N rows."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def redraw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """New views of the images in ``rows`` (R,): V tensors (R, C, H, W). The batch itself is unchanged."""
-        return self.augment(self.images[rows], generator)
+        """New views of the images in ``rows`` (R,): V tensors (R, C, H, W). The batch itself is unchanged.
+
+        The new views of a row depend on the generator and on the row's place among all M rows, not on which other rows
+        are asked for; so ranks that each redraw some of their rows do what one process would do.
+        """
+        return self.augment(self.images[rows], generator, self.first + rows)
+
+    @property
+    def crops(self) -> tuple[Tensor, ...]:
+        """Where each view was cut from: V tensors (N, 4), top, left, height and width as shares of the image."""
+        height, width = self.images.shape[2:]
+        sides = torch.tensor([height, width, height, width], dtype=torch.float64)
+        return tuple(crop_boxes(draws, height, width, recipe.crop_ratio) / sides for recipe, draws in self.draws)
+
+
+class Augmenter(Protocol):
+    """The recipes of a training, applied to any images."""
+
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, places: Tensor | None = None, /
+    ) -> tuple[Tensor, ...]:
+        """Views of raw images.
+
+        Args:
+            images: (n, C, H', W') uint8.
+            generator: a CPU generator; one number is taken from it for each view.
+            places: (n,) int64, the row of the table of draws that each image takes; default 0, 1, 2, ...
+
+        Returns:
+            V tensors (n, C, H, W) in [0, 1].
+        """
+        ...
 
 
 class BatchStream(Protocol):
@@ -92,7 +128,7 @@ class Context(Protocol):
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken so far."""
+        """Optimiser steps taken so far; in :meth:`Method.preparation_step` the steps of the preparation."""
         ...
 
     @property
@@ -115,8 +151,17 @@ class Context(Protocol):
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator that is a function of (run seed, method, ``name``, step): the same again after a resume.
 
-        It is the same on every rank; draw for all M rows and take this rank's.
+        It is the same on every rank; draw for all M rows and take this rank's. In :meth:`Method.after_step` the step
+        is the next one's, so names used there must differ from those of ``training_step``.
         """
+        ...
+
+    def device_generator(self, name: str) -> torch.Generator:
+        """The like of :meth:`generator` on the training device, for noise of many values. Devices draw differently."""
+        ...
+
+    def images(self, index: Tensor) -> Tensor:
+        """Raw training images (n, C, H', W') uint8, on the training device, at positions (n,) in [0, n_images)."""
         ...
 
     def gather(self, x: Tensor) -> Tensor:
@@ -130,7 +175,8 @@ class Context(Protocol):
     def minimize(self, group: str, loss: Tensor) -> None:
         """Steps the optimizer of one parameter group on ``loss`` now. No other group receives a gradient.
 
-        ``group`` is a key of :meth:`Method.parameter_groups`. For adversarial and two-player methods.
+        ``group`` is a key of :meth:`Method.parameter_groups`. For adversarial and two-player methods; may be called
+        in ``training_step``, ``after_step`` and ``preparation_step``.
         """
         ...
 
@@ -147,11 +193,26 @@ class StepOutput:
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters with an optimizer of their own settings; see :meth:`Method.parameter_groups`."""
+
+    parameters: Iterable[Parameter]
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the section ``optimizer``, e.g. ``{"name": "adam", "lr": 5e-5, "betas": (0.0, 0.9)}``. Empty: the run's;
+    else what is missing has the section's default, not the run's value."""
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the section ``schedule``, e.g. ``{"name": "linear", "decay": 0.2}``. Empty: the run's."""
+    preparation: bool = False
+    """Stepped in :meth:`Method.preparation_step`, over whose steps the schedule then runs."""
+
+
 class Method(nn.Module, ABC, Generic[C]):
     """A way to train an encoder without labels; one paper is one subclass.
 
     Parameters and buffers registered on it are moved, saved and restored; nothing else is. The training loop calls
-    ``next_batch``, ``training_step``, the optimizer, then ``after_step``.
+    ``preparation_step`` as often as ``preparation_steps`` says and then, step by step, ``next_batch``,
+    ``training_step``, the optimizer, ``after_step``.
     """
 
     name: ClassVar[str]
@@ -179,22 +240,58 @@ class Method(nn.Module, ABC, Generic[C]):
         """The loss of one batch. It is minimised over the parameter group ``main``."""
 
     @classmethod
-    def views(cls, data: DataSpec) -> Sequence[Recipe]:
+    def build(cls, backbone: Backbone, config: C, data: DataSpec) -> Method[Any]:
+        """The method for a configuration. Override where the configuration chooses among subclasses."""
+        return cls(backbone, config, data)
+
+    @classmethod
+    def recommended(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Recommended values of engine keys; override where they depend on the method's settings.
+
+        Args:
+            given: the settings that files and the command line give, by dotted key without ``method.``, not yet
+                checked.
+        """
+        return cls.defaults
+
+    def views(self) -> Sequence[Recipe]:
         """The augmentation recipe of each view; by default the two identical ones of SimCLR."""
-        recipe = simclr_recipe(data.image_size, data.channels)
+        recipe = simclr_recipe(self.data.image_size, self.data.channels)
         return [recipe, recipe]
 
-    def parameter_groups(self) -> dict[str, Iterable[Parameter]]:
-        """Parameters by group; each group has its own optimizer. ``main`` is stepped by the training loop."""
+    def parameter_groups(self) -> dict[str, Iterable[Parameter] | Group]:
+        """Parameters by group; each group has its own optimizer. ``main`` is stepped by the training loop.
+
+        Other groups are stepped by :meth:`Context.minimize`; as a :class:`Group` they have settings of their own.
+        """
         return {"main": [p for p in self.parameters() if p.requires_grad]}
 
+    @property
+    def preparation_steps(self) -> int:
+        """How often :meth:`preparation_step` is called before the first training step. Asked once, before training."""
+        return 0
+
+    def preparation_step(self, ctx: Context) -> None:
+        """One step of what has to be trained before, such as a generator. Checkpointed and resumed like the training.
+
+        It takes its images from ``ctx.images``; the batches and draws of the training are the same with and without.
+        """
+        raise NotImplementedError(f"{type(self).__name__} asks for preparation steps and has no preparation_step")
+
     def next_batch(self, stream: BatchStream, ctx: Context) -> Batch:
-        """The batch to train on; override to choose batches by their content."""
+        """The batch to train on; override to choose batches by their content. Called under the training's autocast."""
         return stream.next()
 
     def after_step(self, ctx: Context) -> None:
-        """Called after the optimizer's step, e.g. to update a momentum encoder."""
+        """Called after the optimizer's step and outside autocast, e.g. to update a momentum encoder."""
         return
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """What the report shows of the method's own: a title and (rows, columns, C, H, W) in [0, 1] for each picture.
+
+        Called on a loaded method in eval mode on the CPU.
+        """
+        return {}
 
     def encoder(self) -> nn.Module:
         """What is evaluated and exported: (N, C, H, W) in [0, 1] -> (N, D)."""

@@ -37,9 +37,10 @@ class Progress(Callback):
     def on_start(self, trainer: Trainer) -> None:
         data = trainer.data
         labels = "with labels, used for measuring only" if data.train.labels is not None else "unlabelled"
+        before = f"{trainer.preparation_steps:,} steps of preparation, " if trainer.preparation_steps else ""
         self._print(
             f"{trainer.config.plugin} on {data.name}: {len(data.train.images):,} images of {data.image_size} px "
-            f"({labels}), {trainer.config.backbone.name}, {trainer.total_steps:,} steps on {trainer.device}. "
+            f"({labels}), {trainer.config.backbone.name}, {before}{trainer.total_steps:,} steps on {trainer.device}. "
             f"Run folder: {trainer.run.path}"
         )
         if data.skipped:
@@ -60,6 +61,18 @@ class Progress(Callback):
             self._bar.start()
             self._task = self._bar.add_task("starting", total=trainer.total_steps, completed=trainer.step)
         self._speed.start(trainer.step)
+
+    def on_preparation(self, trainer: Trainer) -> None:
+        done, total = trainer.prepared, trainer.preparation_steps
+        if self._bar is not None:
+            over = done == total
+            shown = (trainer.step, trainer.total_steps) if over else (done, total)
+            self._bar.update(self._task, completed=shown[0], total=shown[1], description="preparation")
+        elif time.monotonic() - self._last_line > PLAIN_EVERY or done == total:
+            self._last_line = time.monotonic()
+            self._print(f"preparation: step {done:,}/{total:,}")
+        if done == total:
+            self._speed.start(trainer.step)
 
     def on_step(self, trainer: Trainer) -> None:
         self._speed.update(trainer.step)

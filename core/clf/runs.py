@@ -120,10 +120,10 @@ class Run:
             except json.JSONDecodeError:
                 return
 
-    def truncate_metrics(self, step: int) -> None:
-        """Removes records later than a step, so that a resumed run writes them again."""
-        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
-        replace_text(self.metrics_file, "".join(kept))
+    def truncate_metrics(self, step: int, prepared: int = 0) -> None:
+        """Removes records later than a step, or a step of preparation, so that a resumed run writes them again."""
+        kept = [r for r in self._records() if r["step"] <= step and r.get("prepared", 0) <= prepared]
+        replace_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One JSON file of the run.

@@ -31,7 +31,8 @@ def resolve(layers: Sequence[Layer], run: Run | None = None) -> tuple[Config, Or
     if run is not None and name != run.config().plugin:
         raise RunError(f"run {run.name!r} was trained with {run.config().plugin!r} and cannot be resumed with {name!r}")
     method = plugins.load_method(name)
-    below = Layer(f"plugin {name}", method.defaults)
+    own = {key.removeprefix("method."): value for key, value in given.items() if key.startswith("method.")}
+    below = Layer(f"plugin {name}", method.recommended(own))
     if run is not None:
         below = Layer(f"run {run.name}", configuration.flatten(run.config()))
     return configuration.derive(*configuration.build([below, *layers], method.Config))

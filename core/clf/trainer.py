@@ -1,5 +1,6 @@
 """The training loop.
 
+    method.preparation_step, where the method asks for it; then, step by step,
     batch = method.next_batch(stream)  ->  loss = method.training_step(batch)  ->  backward  ->  average over ranks
     ->  clip  ->  optimizer step  ->  method.after_step  ->  records, checkpoints
 
@@ -17,15 +18,15 @@ from typing import Any
 
 import torch
 
-from clf import checkpoint, distributed, experiment, optim, runs
-from clf import config as configuration
+from clf import checkpoint, distributed, experiment, runs
 from clf.backbones import Backbone
 from clf.callbacks import Callback
 from clf.context import StepContext
 from clf.data.stream import Stream
 from clf.distributed import Ranks
-from clf.errors import CheckpointError, PluginError, RunError, TrainingError
+from clf.errors import CheckpointError, RunError, TrainingError
 from clf.experiment import Experiment
+from clf.groups import make_groups
 from clf.method import StepOutput
 from clf.phases import Phases, unmeasured
 from clf.random import derive_seed
@@ -40,8 +41,9 @@ SAVING_SHARE = 0.02
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and has saved a checkpoint."""
 
-    def __init__(self, run: Run, step: int, signal_name: str) -> None:
-        super().__init__(f"stopped by {signal_name} at step {step}; continue with clf train --resume {run.path}")
+    def __init__(self, run: Run, step: int, signal_name: str, prepared: int = 0) -> None:
+        where = f"at step {step}" if step or not prepared else f"after {prepared} steps of preparation"
+        super().__init__(f"stopped by {signal_name} {where}; continue with clf train --resume {run.path}")
         self.run = run
         self.step = step
         self.signal_name = signal_name
@@ -67,6 +69,8 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.device = ranks.device
         self.step = 0
+        self.prepared = 0
+        """Steps of the method's preparation that are done."""
         self.seconds = 0.0
         self.state: runs.State = "running"
         section = what.config.train
@@ -80,13 +84,10 @@ class Trainer:
                 )
         distributed.broadcast(self.method, ranks)
         self.method.train()
-        groups = self.method.parameter_groups().items()
-        self.parameters = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups}
-        if "main" not in self.parameters:
-            raise PluginError(f"method {what.config.plugin!r} has no parameter group 'main'")
-        self.optimizers = {
-            name: optim.make_optimizer(what.config.optimizer, params) for name, params in self.parameters.items()
-        }
+        self.preparation_steps = self.method.preparation_steps
+        self.groups = make_groups(self.method, what.config)
+        self.parameters = {name: group.parameters for name, group in self.groups.items()}
+        self.optimizers = {name: group.optimizer for name, group in self.groups.items()}
         self.stream = Stream(
             what.data.train.images,
             what.recipes,
@@ -113,6 +114,11 @@ class Trainer:
         """Epochs done, with their fraction."""
         return self.step / self.steps_per_epoch
 
+    @property
+    def done(self) -> int:
+        """Steps of preparation and training so far."""
+        return self.prepared + self.step
+
     def epochs_done(self, step: int) -> int:
         """Whole epochs after so many steps."""
         return step * self.config.train.accumulate // self.stream.steps_per_epoch
@@ -131,6 +137,10 @@ class Trainer:
         try:
             with self.stop, torch.random.fork_rng(devices):
                 self._tell("on_start")
+                while self.prepared < self.preparation_steps:
+                    self.prepare()
+                    self.seconds = time.monotonic() - started
+                    self._after_preparation()
                 first = self.step
                 while self.step < self.total_steps:
                     self.one_step()
@@ -153,22 +163,49 @@ class Trainer:
         if not self.ranks.is_main:
             return
         try:
-            self.run.update_manifest(state=self.state, step=self.step, wall_seconds=round(self.seconds, 2))
+            done = {"step": self.step, "prepared": self.prepared} if self.preparation_steps else {"step": self.step}
+            self.run.update_manifest(state=self.state, **done, wall_seconds=round(self.seconds, 2))
         except RunError:
             if self.state == "complete":
                 raise
+
+    def prepare(self) -> None:
+        """One step of the method's preparation."""
+        for group in self.groups.values():
+            if group.preparation:
+                group.set_lr(self.prepared, self.preparation_steps, self.steps_per_epoch)
+        ctx = StepContext(self, 0, preparing=True)
+        torch.manual_seed(derive_seed(self.config.seed, "torch in preparation", self.prepared, self.ranks.rank))
+        self.method.preparation_step(ctx)
+        self.window.add(ctx.logged)
+        self.prepared += 1
+
+    def _after_preparation(self) -> None:
+        """Records and checkpoints that are due after a step of the preparation."""
+        distributed.average_statistics(self.method, self.ranks)
+        last = self.prepared == self.preparation_steps
+        if self.prepared % self.config.monitor.log_every == 0 or last:
+            self.record("preparation", prepared=self.prepared, **self.window.flush(self.ranks))
+        self._tell("on_preparation")
+        asked = [self.stop.number, self.ranks.is_main and self._save_is_due(False)]
+        stop, due = distributed.largest(asked, self.ranks)
+        if last or stop or due:
+            self.save()
+        if stop:
+            raise Interrupted(self.run, self.step, signal.Signals(int(stop)).name, self.prepared)
 
     def one_step(self) -> None:
         """One optimiser step over ``train.accumulate`` batches."""
         section = self.config.train
         optimizer, parameters = self.optimizers["main"], self.parameters["main"]
-        for each in self.optimizers.values():
-            optim.set_lr(each, self.lr())
+        for group in self.groups.values():
+            if not group.preparation:
+                group.set_lr(self.step, self.total_steps, self.steps_per_epoch)
         optimizer.zero_grad(set_to_none=True)
         for part in range(section.accumulate):
             ctx = StepContext(self, part)
             torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
-            with self.phases("method"):
+            with self.phases("method"), self.autocast():
                 batch = self.method.next_batch(self.stream, ctx)
             with self.phases("forward"), self.autocast():
                 output = self.method.training_step(batch, ctx)
@@ -180,8 +217,10 @@ class Trainer:
         with self.phases("optimizer"):
             self.descend("main")
         self.step += 1
+        ctx = StepContext(self, 0)
         with self.phases("method"):
-            self.method.after_step(StepContext(self, 0))
+            self.method.after_step(ctx)
+        self.window.add(ctx.logged)
 
     def descend(self, group: str) -> None:
         """Averages gradients over ranks, clips them and steps one optimizer."""
@@ -239,10 +278,7 @@ class Trainer:
 
     def lr(self) -> float:
         """The learning rate of the next step."""
-        schedule = self.config.schedule
-        warmup = round((schedule.warmup_epochs or 0) * self.steps_per_epoch)
-        factor = configuration.schedule_factor(self.step, self.total_steps, warmup, schedule)
-        return factor * (self.config.optimizer.lr or 0.0)
+        return self.groups["main"].lr(self.step, self.total_steps, self.steps_per_epoch)
 
     def autocast(self) -> Any:
         """The precision context of a training step."""
@@ -256,6 +292,7 @@ class Trainer:
         state = {
             "format": 1,
             "step": self.step,
+            "prepared": self.prepared,
             "stream_position": self.stream.position,
             "seconds": self.seconds,
             "method": self.method.state_dict(),
@@ -270,7 +307,7 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         self.run.sync_metrics()  # a checkpoint on the disk implies the records before it
-        checkpoint.save(self.run.checkpoints, self.step, state)
+        checkpoint.save(self.run.checkpoints, self.done, state)
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Of the optimizer's parameters, in the order in which its state numbers them."""
@@ -295,6 +332,7 @@ class Trainer:
                 "resume with the version it was trained with, or train a new run"
             ) from error
         self.step = state["step"]
+        self.prepared = state.get("prepared", 0)
         self.stream.position = state["stream_position"]
         self.seconds = state["seconds"]
         self.window.restore(state["window"], self.ranks)

@@ -95,7 +95,7 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
             return run
         if ranks.is_main:
             run.remove_leftovers()
-            run.truncate_metrics(trainer.step)
+            run.truncate_metrics(trainer.step, trainer.prepared)
             runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
             before = {key: value for key, value in run.manifest().items() if key != "reason"}  # of an earlier end
             notes = [*before.get("notes", []), *complaints]
@@ -178,7 +178,8 @@ def _shared_run(config: Config, ranks: Ranks, held: ExitStack) -> Run:
 def _shared_state(run: Run, ranks: Ranks) -> tuple[dict[str, Any], list[str]]:
     """The newest good checkpoint, the same on every rank, and what is wrong with newer ones."""
     state, complaints = checkpoint.load_newest(run.checkpoints, set_aside=ranks.is_main)
-    high, low = distributed.largest([state["step"], -state["step"]], ranks)
+    done = state["step"] + state.get("prepared", 0)
+    high, low = distributed.largest([done, -done], ranks)
     if high != -low:
         raise CheckpointError(
             f"the ranks see different checkpoints in {run.checkpoints}, of the steps {-low:.0f} to {high:.0f}: "

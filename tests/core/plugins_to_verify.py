@@ -68,6 +68,51 @@ class Mine(Base):
             mine.lerp_(its, 0.01 + 0.1 * ctx.progress)
 """
 
+PREPARED = """
+class Mine(Base):
+    'Trains a generator first, on images of its own choice, then an encoder that it challenges after each step.'
+
+    def __init__(self, backbone, config, data):
+        super().__init__(backbone, config, data)
+        self.generator = nn.Linear(4, data.channels)
+        self.register_buffer("frozen", torch.zeros(()))
+
+    def parameter_groups(self):
+        g = list(self.generator.parameters())
+        slow = {"name": "adam", "lr": 1e-3, "betas": (0.0, 0.9)}
+        fall = {"name": "linear", "decay": 0.5}
+        return {
+            "main": self.backbone.parameters(),
+            "first": clf.Group(g, {"name": "sgd", "lr": 0.5}, fall, preparation=True),
+            "later": clf.Group(g, slow, fall),
+        }
+
+    preparation_steps = 7
+
+    def colours(self, ctx, name):
+        u = torch.randn(16, 4, generator=ctx.generator(name), dtype=torch.float64).chunk(ctx.world_size)[ctx.rank]
+        return self.generator(u.to(self.generator.weight))
+
+    def preparation_step(self, ctx):
+        index = torch.randint(self.data.n_images, (16,), generator=ctx.generator("which"))
+        real = clf.Augment(clf.Recipe(8))(ctx.images(index), clf.Recipe(8).draw(16, ctx.generator("crop")))
+        target = real.to(self.generator.weight).mean((0, 2, 3))
+        loss = (self.colours(ctx, "latent") - target).square().mean()
+        ctx.minimize("first", loss)
+        ctx.log(generator_loss=loss.detach())
+        if ctx.step == self.preparation_steps - 1:
+            self.frozen.fill_(1.0)
+
+    def training_step(self, batch, ctx):
+        assert self.frozen == 1.0
+        return losses.nt_xent(*self.embed(batch), 0.5, gather=ctx.gather, rank=ctx.rank)
+
+    def after_step(self, ctx):
+        loss = -self.colours(ctx, "later").square().mean()
+        ctx.minimize("later", loss)
+        ctx.log(challenge=loss.detach())
+"""
+
 COUNTS_IN_PYTHON = """
 class Mine(Base):
     seen = 0

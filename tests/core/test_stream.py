@@ -83,18 +83,68 @@ def test_the_seed_decides() -> None:
 
 def test_redrawing_gives_new_views_of_the_chosen_rows_and_repeats() -> None:
     batch = stream().next()
-    rows = torch.tensor([3, 3, 0])
+    rows = torch.tensor([3, 0, 5])
 
-    def again() -> tuple[Tensor, ...]:
-        return batch.redraw(rows, torch.Generator().manual_seed(1))
+    def again(seed: int = 1) -> tuple[Tensor, ...]:
+        return batch.redraw(rows, torch.Generator().manual_seed(seed))
 
     views = again()
     assert [tuple(v.shape) for v in views] == [(3, 3, 16, 16)] * 2
     assert all(torch.equal(a, b) for a, b in zip(views, again(), strict=True))
-    assert not torch.equal(views[0][0], views[0][1])  # the same image, drawn twice
+    assert not torch.equal(views[0], views[1])
+    assert not any(torch.equal(a, b) for a, b in zip(views, again(seed=2), strict=True))
     plain = Recipe(16, crop_area=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, grayscale=0)
     same_image = Stream(IMAGES, [plain], 12, 7).next()
     assert torch.equal(same_image.redraw(rows, torch.Generator())[0], same_image.views[0][rows])
+
+
+def test_a_redrawn_row_does_not_depend_on_the_other_rows_or_on_the_ranks() -> None:
+    whole = stream().next()
+    parts = [stream(rank=rank, world_size=2).next() for rank in (0, 1)]
+    everything = whole.redraw(torch.arange(12), torch.Generator().manual_seed(1))
+    some = whole.redraw(torch.tensor([7, 2]), torch.Generator().manual_seed(1))
+    second = parts[1].redraw(torch.tensor([1]), torch.Generator().manual_seed(1))
+    for view in (0, 1):
+        assert torch.equal(some[view], everything[view][[7, 2]])
+        assert torch.equal(second[view], everything[view][[7]])
+    assert [part.first for part in parts] == [0, 6]
+
+
+def test_images_that_share_their_draws_look_alike_where_they_are_alike() -> None:
+    same = IMAGES[:1].repeat(20, 1, 1, 1)
+    shared = Stream(same, [Recipe(16, shared_by=5)] * 2, 20, 7)
+    first, later = shared.next(), shared.next()
+    for batch in (first, later):
+        for view in batch.views:
+            groups = view[batch.index.argsort()].view(4, 5, 3, 16, 16)
+            assert torch.equal(groups, groups[:, :1].expand_as(groups))
+            assert not torch.equal(groups[0, 0], groups[1, 0])
+    assert not torch.equal(first.views[0][first.index.argsort()], later.views[0][later.index.argsort()])
+    ranks = [Stream(same, shared.views.recipes, 20, 7, rank=rank, world_size=2).next() for rank in (0, 1)]
+    assert torch.equal(torch.cat([batch.views[1] for batch in ranks]), first.views[1])
+    again = first.augment(same, torch.Generator().manual_seed(1))[0].view(4, 5, 3, 16, 16)
+    assert torch.equal(again, again[:, :1].expand_as(again))
+    with pytest.raises(ValueError, match="shared_by"):
+        Recipe(16, shared_by=0)
+
+
+def test_a_batch_knows_where_its_views_were_cut_from() -> None:
+    recipe = Recipe(16, crop_area=(0.2, 0.5), flip=0, jitter=0, grayscale=0)
+    batch = Stream(IMAGES, [recipe, recipe], 12, 7).next()
+    first, second = batch.crops
+    assert first.shape == (12, 4) and not torch.equal(first, second)
+    top, left, height, width = first.T
+    assert bool((top >= 0).all() and (left >= 0).all() and (top + height <= 1).all() and (left + width <= 1).all())
+    assert float((height * width).min()) > 0.1 and float((height * width).max()) < 0.6
+    whole = Recipe(16, crop_area=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, grayscale=0)
+    assert torch.equal(
+        Stream(IMAGES, [whole], 12, 7).next().crops[0], torch.tensor([0, 0, 1, 1]).double().expand(12, 4)
+    )
+
+
+def test_any_training_image_can_be_asked_for() -> None:
+    index = torch.tensor([4, 4, 49])
+    assert torch.equal(stream().images(index), IMAGES[index])
 
 
 def test_float64_views() -> None:

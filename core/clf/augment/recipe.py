@@ -47,12 +47,16 @@ class Recipe:
     """Range of the blur's standard deviation in pixels."""
     solarize: float = 0.0
     """Probability of inverting all values of one half and above."""
+    shared_by: int = 1
+    """So many consecutive images of the training set share one draw, a new one each epoch; 1: each has its own. Some
+    released codes augment whole tensors with one draw, and their figures can only be compared at their granularity."""
 
     def __post_init__(self) -> None:
         for name in ("crop_area", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             object.__setattr__(self, name, (float(low), float(high)))  # a list from YAML becomes a tuple
             _require(0 < low <= high < math.inf, f"{name} must be two rising numbers above 0, got {low, high}")
+        _require(self.shared_by >= 1, f"shared_by is a number of images, 1 or more, got {self.shared_by}")
         _require(self.size >= 2, f"size must be 2 pixels or more, got {self.size}")
         _require(self.crop_area[1] <= 1, f"crop_area is a share of the image, at most 1, got {self.crop_area}")
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from clf.augment import Recipe, Views
+from clf.augment import Draws, Recipe, Views
 from clf.data.ahead import ReadAhead
 from clf.data.source import Images
 from clf.errors import ConfigError, DataError
@@ -23,8 +23,9 @@ class Stream:
     """Batches of shuffled images with their views; each epoch sees each image once, less an incomplete last batch.
 
     A rank's batch is its part of the batch that one process would draw: the order of epoch e comes from the purpose
-    ("order", e), the draws of a view from ("augment", position, view) for all M rows. ``position``, the number of
-    batches drawn so far, is the only state; set it to resume. Images that lie on the device are taken from there;
+    ("order", e), the draws of a view from ("augment", position, view) for all M rows; where images share their draws,
+    from ("augment together", e, view) for all groups. ``position``, the number of batches drawn so far, is the only
+    state; set it to resume. Images that lie on the device are taken from there;
     others are read ahead by threads, which changes no batch and ends with :meth:`close` or with the stream.
 
     Args:
@@ -73,6 +74,7 @@ class Stream:
         self._local = slice(rank * local, (rank + 1) * local)
         order = lru_cache(maxsize=2)(partial(_shuffle, n, seed))  # two, for reading ahead crosses the end of an epoch
         self._rows = partial(_rows, order, self.steps_per_epoch, batch_size, self._local)
+        self._source = source
         self._resident = source.to(self.device) if isinstance(source, Tensor) and _fits(source, self.device) else None
         self._ahead = None if self._resident is not None else ReadAhead(source, self._rows, local, self.device)
 
@@ -84,13 +86,27 @@ class Stream:
         """
         index, images = self._raw(self.position)
         with self._phases("augment"):
-            draws = [
-                recipe.draw(self.batch_size, generator(self._seed, "augment", self.position, view))
-                for view, recipe in enumerate(self.views.recipes)
-            ]
-            views = self.views(images, [d.rows(self._local) for d in draws], self._dtype)
+            draws = [self._draws(view, recipe) for view, recipe in enumerate(self.views.recipes)]
+            views = self.views(images, draws, self._dtype)
         self.position += 1
-        return Batch(views=views, index=index, images=images, augment=self._augment)
+        return Batch(
+            views=views,
+            index=index,
+            images=images,
+            augment=self._augment,
+            first=self._local.start,
+            draws=tuple(zip(self.views.recipes, draws, strict=True)),
+        )
+
+    def images(self, index: Tensor) -> Tensor:
+        """Raw images (n, C, H, W) at positions (n,), on the device.
+
+        Raises:
+            DataError: an image that has to be decoded has vanished or changed.
+        """
+        if self._resident is not None:
+            return self._resident[index.to(self._resident.device)]
+        return self._source[index.cpu()].to(self.device)
 
     def close(self) -> None:
         """Ends the threads that read ahead. The stream is of no further use."""
@@ -110,8 +126,24 @@ class Stream:
         with self._phases("copy"):
             return index.to(self.device, non_blocking=True), images.to(self.device, non_blocking=True)
 
-    def _augment(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, ...]:
-        draws = [recipe.draw(len(images), source) for recipe in self.views.recipes]
+    def _draws(self, view: int, recipe: Recipe) -> Draws:
+        """The random numbers of this rank's rows of the batch at ``position``."""
+        if recipe.shared_by == 1:
+            purpose = generator(self._seed, "augment", self.position, view)
+            return recipe.draw(self.batch_size, purpose).rows(self._local)
+        epoch = self.position // self.steps_per_epoch
+        groups = -(-len(self._source) // recipe.shared_by)
+        all_groups = recipe.draw(groups, generator(self._seed, "augment together", epoch, view))
+        return all_groups.rows(self._rows(self.position) // recipe.shared_by)
+
+    def _augment(self, images: Tensor, source: torch.Generator, places: Tensor | None = None, /) -> tuple[Tensor, ...]:
+        places = torch.arange(len(images)) if places is None else places.cpu()
+        rows = int(places.max()) + 1 if len(places) else 0
+        draws = []
+        for recipe in self.views.recipes:
+            seed = torch.randint(2**62, (), generator=source)  # a table for each view: its rows depend on nothing else
+            table = recipe.draw(-(-rows // recipe.shared_by), torch.Generator().manual_seed(int(seed)))
+            draws.append(table.rows(places // recipe.shared_by))
         return self.views(images, draws, self._dtype)
 
 

@@ -183,12 +183,18 @@ class _Watch(Callback):
         if self._told:
             time.sleep(LONG)
 
+    def on_preparation(self, trainer: trainer.Trainer) -> None:
+        self._look(trainer)
+
     def on_step(self, trainer: trainer.Trainer) -> None:
-        job = self._job
-        if job.stop_step == trainer.step:
+        if self._job.stop_step == trainer.step:
             trainer.stop.ask()
+        self._look(trainer)
+
+    def _look(self, trainer: trainer.Trainer) -> None:
+        job = self._job
         self.on_end(trainer)
-        if job.kill_step is None or trainer.step < job.kill_step:
+        if job.kill_step is None or trainer.done < job.kill_step:
             return
         self._job = Job(job.config)
         if job.place == "in a step":

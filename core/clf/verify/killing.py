@@ -72,8 +72,10 @@ def _left_alone(config: Config, name: str) -> Run:
 def _killed(config: Config, alone: Run, kills: int, rng: random.Random, report: Report) -> tuple[Run, int]:
     """The run that is killed, at its end, and how often it was."""
     manifest = alone.manifest()
-    steps, seconds = int(manifest["step"]), float(manifest["wall_seconds"])
-    report.fact("run", f"{steps} steps of {config.train.batch_size} images, {manifest['device']}")
+    prepared, seconds = int(manifest.get("prepared", 0)), float(manifest["wall_seconds"])
+    steps = prepared + int(manifest["step"])
+    before = f", {prepared} of them preparation" if prepared else ""
+    report.fact("run", f"{steps} steps of {config.train.batch_size} images{before}, {manifest['device']}")
     killed: list[tuple[int, Place]] = []
     cuts = 0
     run = Job(named(config, "killed")).run

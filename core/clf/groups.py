@@ -1,0 +1,81 @@
+"""Parameter groups of a method: what each is trained with, checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from clf import config as configuration
+from clf import optim
+from clf.config import Config, OptimizerSection, ScheduleSection, Section
+from clf.errors import PluginError
+from clf.method import Group, Method, MethodConfig
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One group with its optimizer."""
+
+    parameters: list[Parameter]
+    optimizer: Optimizer
+    peak: float
+    """Learning rate at the peak of the schedule."""
+    schedule: ScheduleSection
+    preparation: bool
+
+    def set_lr(self, step: int, total: int, steps_per_epoch: float) -> None:
+        """Gives the optimizer the learning rate of a step."""
+        optim.set_lr(self.optimizer, self.lr(step, total, steps_per_epoch))
+
+    def lr(self, step: int, total: int, steps_per_epoch: float) -> float:
+        warmup = 0 if self.preparation else round((self.schedule.warmup_epochs or 0) * steps_per_epoch)
+        return self.peak * configuration.schedule_factor(step, total, warmup, self.schedule, steps_per_epoch)
+
+
+def make_groups(method: Method[MethodConfig], config: Config) -> dict[str, Trained]:
+    """The optimizers of a method.
+
+    Raises:
+        PluginError: there is no group ``main``, its settings are not the run's, or a group's settings are not valid.
+        ConfigError: a group has nothing to train.
+    """
+    made = {name: _make(name, each, config) for name, each in method.parameter_groups().items()}
+    if "main" not in made:
+        raise PluginError(f"method {config.plugin!r} has no parameter group 'main'")
+    return made
+
+
+def _make(name: str, given: Iterable[Parameter] | Group, config: Config) -> Trained:
+    group = given if isinstance(given, Group) else Group(given)
+    if name == "main" and (group.optimizer or group.schedule or group.preparation):
+        raise PluginError(
+            f"method {config.plugin!r} gives its group 'main' settings of its own; that group is trained as the keys "
+            "optimizer.* and schedule.* say, whose defaults the method can set in `defaults`"
+        )
+    optimizer, schedule = config.optimizer, config.schedule
+    if group.optimizer:
+        optimizer = configuration.derived_optimizer(_read(OptimizerSection, group.optimizer, name, config), config)
+    if group.schedule or group.preparation:
+        schedule = _read(ScheduleSection, group.schedule, name, config)
+    parameters = [p for p in group.parameters if p.requires_grad]
+    return Trained(
+        parameters, optim.make_optimizer(optimizer, parameters), optimizer.lr or 0.0, schedule, group.preparation
+    )
+
+
+def _read(section: type[S], values: Mapping[str, Any], group: str, config: Config) -> S:
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise PluginError(
+            f"method {config.plugin!r}: setting {key!r} of parameter group {group!r}: {problem['msg']}"
+        ) from error

@@ -1,0 +1,175 @@
+"""What is trained before the training: exact resume, groups of their own settings, and the training left as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import plugins_to_verify as methods
+import pytest
+import torch
+from plugins_to_verify import plugin_file
+
+import clf
+from clf import checkpoint, config, experiment, report, training, verify
+from clf.callbacks import Callback
+from clf.config import Config
+from clf.distributed import Ranks
+from clf.errors import PluginError, RunError
+from clf.groups import make_groups
+from clf.runs import Run
+from clf.trainer import Interrupted, Trainer
+
+WITHOUT = methods.PREPARED.replace("preparation_steps = 7", "preparation_steps = 0").replace("assert self.frozen", "#")
+
+
+SMALL = {
+    "data.name": "shapes",
+    "data.image_size": 16,
+    "data.options.train_images": 96,
+    "data.options.test_images": 48,
+    "backbone.name": "test_resnet",
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "train.threads": 1,
+    "train.device": "cpu",
+    "monitor.knn_every": 0,
+    "monitor.log_every": 3,
+}
+
+
+def configured(folder: Path, body: str = methods.PREPARED, **changes: Any) -> Config:
+    values = {**SMALL, "run.dir": str(folder), "plugin": plugin_file(folder, body), **changes}
+    return config.build([config.Layer("test", values)])[0]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return training.train(configured(tmp_path_factory.mktemp("prepared")), callbacks=[])
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    return checkpoint.load_newest(run.checkpoints)[0]
+
+
+def test_it_is_recorded_and_counted(prepared: Run) -> None:
+    records = [r for r in prepared.metrics() if r["kind"] == "preparation"]
+    assert [r["prepared"] for r in records] == [3, 6, 7] and all(r["step"] == 0 for r in records)
+    assert all(r["generator_loss"] > 0 for r in records)
+    assert all("challenge" in r for r in prepared.metrics() if r["kind"] == "train")
+    assert prepared.manifest()["prepared"] == 7 and state_of(prepared)["prepared"] == 7
+    assert checkpoint.newest(prepared.checkpoints).name == "step-000000019.pt"  # 7 and 12
+
+
+def test_the_training_is_the_same_with_and_without(prepared: Run, tmp_path: Path) -> None:
+    plain = training.train(configured(tmp_path, WITHOUT), callbacks=[])
+    one, other = state_of(prepared), state_of(plain)
+    names = [name for name in one["method"] if name.startswith("backbone")]
+    assert names and all(torch.equal(one["method"][name], other["method"][name]) for name in names)
+    assert not torch.equal(one["method"]["generator.weight"], other["method"]["generator.weight"])
+
+
+class StopIn(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_preparation(self, trainer: Trainer) -> None:
+        if trainer.prepared == self.step:
+            trainer.stop.ask()
+
+
+def test_stopped_in_the_middle_of_it(prepared: Run, tmp_path: Path) -> None:
+    wanted = configured(tmp_path, **{"run.name": "cut"})
+    with pytest.raises(Interrupted, match="after 4 steps of preparation; continue with"):
+        training.train(wanted, callbacks=[StopIn(4)])
+    run = Run(tmp_path / "cut")
+    assert run.manifest()["prepared"] == 4
+    training.resume(run, callbacks=[])
+    one, other = state_of(prepared), state_of(run)
+    assert all(torch.equal(one["method"][name], other["method"][name]) for name in one["method"])
+    clock = ("seconds",)
+    a, b = ([{k: v for k, v in r.items() if k not in clock} for r in x.metrics()] for x in (prepared, run))
+    assert a == b
+
+
+def test_killed_at_every_place_and_on_two_ranks(tmp_path: Path) -> None:
+    plugin = plugin_file(tmp_path, methods.PREPARED)
+    killed = verify.resume(plugin, kills=6)
+    assert killed.holds, killed.differences
+    assert "7 of them preparation" in dict(killed.facts)["run"]
+    ranks = verify.ranks(plugin, counts=[2])
+    assert ranks.holds, ranks.differences
+
+
+def test_groups_have_their_own_optimizers_and_schedules(prepared: Run) -> None:
+    what = experiment.load(prepared)
+    groups = make_groups(what.method, what.config)
+    assert {name: type(g.optimizer).__name__ for name, g in groups.items()} == {
+        "main": "AdamW",
+        "first": "SGD",
+        "later": "Adam",
+    }
+    assert [groups["first"].lr(step, 8, 6.0) for step in (0, 4, 6, 8)] == [0.5, 0.5, 0.25, 0.0]
+    assert groups["later"].optimizer.param_groups[0]["betas"] == (0.0, 0.9)
+    assert groups["later"].peak == 1e-3 and groups["main"].peak == 1e-3
+    assert groups["main"].schedule.warmup_epochs == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ({"main": clf.Group([], {"lr": 1.0})}, "gives its group 'main' settings of its own"),
+        ({"critic": clf.Group([], {"lrr": 1.0})}, "setting 'lrr' of parameter group 'critic'"),
+        ({"critic": clf.Group([], {}, {"decay": 2})}, "setting 'decay' of parameter group 'critic'"),
+        ({}, "no parameter group 'main'"),
+    ],
+)
+def test_wrong_groups_are_told(prepared: Run, group: dict[str, clf.Group], words: str) -> None:
+    what = experiment.load(prepared)
+    what.method.parameter_groups = lambda: group
+    with pytest.raises(PluginError, match=words):
+        make_groups(what.method, what.config)
+
+
+def test_groups_of_the_preparation_are_stepped_there_only(prepared: Run) -> None:
+    what = experiment.load(prepared)
+    trainer = Trainer(
+        experiment.Experiment(config.derive(what.config)[0], *list(vars(what).values())[1:]), prepared, Ranks()
+    )
+    method = what.method
+    method.training_step = lambda batch, ctx: ctx.minimize("first", method.generator.weight.sum())
+    with pytest.raises(PluginError, match=r"the groups besides 'main' are \['later'\]"):
+        trainer.one_step()
+
+
+def test_another_run_can_be_read(prepared: Run, tmp_path: Path) -> None:
+    saved = clf.saved_method(prepared.path)
+    assert (saved.step, saved.prepared, saved.data.image_size, saved.data.channels) == (12, 7, 16, 3)
+    assert saved.state["frozen"] == 1.0 and saved.plugin.endswith("mine.py")
+    assert saved.data == experiment.load(prepared).spec
+    with pytest.raises(RunError, match="is not a run folder"):
+        clf.saved_method(tmp_path / "nowhere")
+
+
+def test_the_images_are_identified(tmp_path: Path) -> None:
+    def fingerprint(**changes: Any) -> str:
+        return experiment.build(configured(tmp_path, **changes)).spec.fingerprint
+
+    whole = fingerprint()
+    assert fingerprint(seed=1) == whole != fingerprint(**{"data.limit": 64})
+    assert fingerprint(**{"data.limit": 64}) != fingerprint(**{"data.limit": 64, "seed": 1})
+
+
+def test_the_report_shows_what_the_method_measured_and_drew(tmp_path: Path) -> None:
+    drawing = (
+        methods.PREPARED
+        + """
+    def pictures(self):
+        return {"colours <of> the generator": torch.linspace(0, 1, 2 * 3 * 3 * 8 * 8).view(2, 3, 3, 8, 8)}
+"""
+    )
+    run = training.train(configured(tmp_path, drawing), callbacks=[])
+    text = report.write_report(run).read_text()
+    for words in ("What the method measured", "generator loss over steps", "challenge over epochs", "own pictures"):
+        assert words in text
+    assert "colours &lt;of&gt; the generator" in text and "<of>" not in text
