@@ -10,11 +10,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import clf
 from clf import config as configuration
 from clf import experiment, runs
 from clf.config import Config
-from clf.errors import ClfError
+from clf.errors import ClfError, PluginError
 from clf.evaluate.results import read_evaluations
 from clf.experiment import Experiment
 from clf.report import page
@@ -48,6 +51,19 @@ def write_report(run: Run) -> Path:
         page.verdict(found) or missing,
         page.section("Training", "Each curve over the epochs of the run.", page.charts(records)),
     ]
+    parts.append(
+        page.section(
+            "What the method measured",
+            "Its own diagnostics; its README says what each means.",
+            page.own_charts(records),
+        )
+    )
+    if trained is not None:
+        parts.append(
+            page.section(
+                "The method's own pictures", "Drawn by the method from its state.", page.own_pictures(_drawn(trained))
+            )
+        )
     if gallery is not None:
         parts += [
             page.section(
@@ -84,6 +100,23 @@ def write_report(run: Run) -> Path:
     return runs.replace_text(run.path / FILE, text)
 
 
+def _drawn(trained: Experiment) -> dict[str, Tensor]:
+    """The method's pictures.
+
+    Raises:
+        PluginError: one is not (rows, columns, 1 or 3, H, W).
+    """
+    with torch.no_grad():
+        pictures = dict(trained.method.pictures())
+    for title, images in pictures.items():
+        if images.ndim != 5 or images.shape[2] not in (1, 3) or 0 in images.shape:
+            raise PluginError(
+                f"picture {title!r} of method {trained.config.plugin!r} has the shape {tuple(images.shape)}; "
+                "(rows, columns, 1 or 3, H, W) is needed"
+            )
+    return pictures
+
+
 def _repeat(run: Run, manifest: dict[str, Any]) -> str:
     config = run.path / "config.yaml"
     command = shlex.join(["clf", "train", "--config", str(config), f"run.name={run.name}-again"])
@@ -92,13 +125,13 @@ def _repeat(run: Run, manifest: dict[str, Any]) -> str:
 
 def _defaults(config: Config, trained: Experiment | None) -> dict[str, Any]:
     """What the values would be with nothing but the plugin given."""
-    plain, _ = configuration.derive(Config(plugin=config.plugin))
     method = {} if trained is None else trained.method.Config().model_dump(mode="json")
-    return {**configuration.flatten(plain), **{f"method.{name}": value for name, value in method.items()}}
+    plain, _ = configuration.derive(Config(plugin=config.plugin, method=method))
+    return configuration.flatten(plain)
 
 
 def _descriptions(trained: Experiment | None) -> dict[str, str]:
     fields = dict(configuration.known_keys())
     if trained is not None:
-        fields |= {f"method.{name}": info for name, info in trained.method.Config.model_fields.items()}
+        fields |= configuration.known_keys(trained.method.Config, "method.")
     return {name: info.description or "" for name, info in fields.items()}

@@ -8,13 +8,15 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from clf import diagnostics
 from clf.diagnostics import Diagnostics
 from clf.evaluate.results import Evaluation
 from clf.evaluate.terminal import accuracy_cells, label_free_cells
 from clf.report.charts import Point, line_chart
 from clf.report.gallery import Gallery, Picture, Search
-from clf.report.pictures import img
+from clf.report.pictures import grid, img
 
 Record = Mapping[str, Any]
 
@@ -97,17 +99,56 @@ def charts(records: Sequence[Record]) -> str:
         ("alignment of two views", _series(records, "alignment"), lambda y: f"{y:.3g}"),
         ("uniformity", _series(records, "uniformity"), lambda y: f"{y:.3g}"),
     ]
-    figures = []
-    for label, points, text in wanted:
-        svg = line_chart(points, text, f"{label} over epochs")
-        if svg:
-            caption = f"<figcaption><b>{escape(label)}</b><span>{escape(text(points[-1][1]))}</span></figcaption>"
-            figures.append(f'<figure class="chart">{caption}{svg}</figure>')
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return _charts((_chart(label, points, text) for label, points, text in wanted))
 
 
-def _series(records: Sequence[Record], key: str) -> list[Point]:
-    return [(float(r["epoch"]), float(r[key])) for r in records if key in r]
+def own_charts(records: Sequence[Record]) -> str:
+    """What the method logged beyond its loss, over epochs; what it logged in its preparation, over that one's steps."""
+    prepared = [r for r in records if r["kind"] == "preparation"]
+    trained = [r for r in records if r["kind"] == "train"]
+    return _charts(
+        [
+            *(_chart(name, _series(prepared, name, "prepared"), _three, "step") for name in _own_names(prepared)),
+            *(_chart(name, _series(trained, name), _three) for name in _own_names(trained)),
+        ]
+    )
+
+
+_ENGINES = {"kind", "step", "epoch", "prepared", "loss", "lr", "images", "seconds"}
+
+
+def _own_names(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in record if name not in _ENGINES))
+
+
+def _three(y: float) -> str:
+    return f"{y:.3g}"
+
+
+def _charts(figures: Iterable[str]) -> str:
+    inside = "".join(figures)
+    return f'<div class="charts">{inside}</div>' if inside else ""
+
+
+def _chart(label: str, points: list[Point], text: Callable[[float], str], x_label: str = "epoch") -> str:
+    words = label.replace("_", " ")
+    svg = line_chart(points, text, f"{words} over {x_label}s", x_label)
+    if not svg:
+        return ""
+    caption = f"<figcaption><b>{escape(words)}</b><span>{escape(text(points[-1][1]))}</span></figcaption>"
+    return f'<figure class="chart">{caption}{svg}</figure>'
+
+
+def own_pictures(pictures: Mapping[str, Tensor]) -> str:
+    """The method's own pictures, each with its title."""
+    return "".join(
+        f'<figure class="panel own"><figcaption>{escape(title)}</figcaption>{grid(images, title)}</figure>'
+        for title, images in pictures.items()
+    )
+
+
+def _series(records: Sequence[Record], key: str, x: str = "epoch") -> list[Point]:
+    return [(float(r[x]), float(r[key])) for r in records if key in r]
 
 
 def speed(records: Sequence[Record]) -> list[Point]:
