@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from clf.nn import SplitBatchNorm
+
 
 class _Sum(torch.autograd.Function):
     """The sum over ranks; each rank's part of the loss depends on it, so gradients are summed too."""
@@ -68,6 +70,10 @@ def _no_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 @contextmanager
 def of_all_rows() -> Iterator[None]:
-    """While entered, every batch norm of this process sees the rows of all ranks, and dropout drops nothing."""
-    with patch.object(F, "batch_norm", batch_norm), patch.object(F, "dropout", _no_dropout):
+    """While entered, every batch norm of this process sees the rows of all ranks, and dropout drops nothing.
+
+    Batch norms that imitate several GPUs (:class:`clf.nn.SplitBatchNorm`) see all rows too, as one group.
+    """
+    whole = patch.object(SplitBatchNorm, "splits", 1)
+    with patch.object(F, "batch_norm", batch_norm), patch.object(F, "dropout", _no_dropout), whole:
         yield
