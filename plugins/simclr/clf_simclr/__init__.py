@@ -5,8 +5,12 @@ Differences from the paper: none in the loss; the projector's depth is a setting
 released code), and batch norm statistics are those of one rank.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 import clf
 from clf import losses, nn
@@ -28,12 +32,18 @@ class SimCLR(clf.Method[SimCLRConfig]):
         hidden = [config.hidden_dim or backbone.dim] * (config.layers - 1)
         self.projector = nn.mlp(backbone.dim, *hidden, config.projection_dim)
 
-    def training_step(self, batch: clf.Batch, ctx: clf.Context) -> clf.StepOutput:
-        x = torch.cat(batch.views)  # (2N, C, H, W): one forward, so that batch norm cannot tell the views apart
-        z = self.projector(self.backbone(x))  # (2N, E)
-        a, b = z.chunk(2)  # (N, E) each
+    def embed(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        x = torch.cat(list(views))  # (VN, C, H, W): one forward, so that batch norm cannot tell the views apart
+        z: Tensor = self.projector(self.backbone(x))  # (VN, E)
+        return z.chunk(len(views))  # (N, E) each
+
+    def contrast(self, a: Tensor, b: Tensor, ctx: clf.Context) -> clf.StepOutput:
         loss = losses.nt_xent(a, b, self.config.temperature, gather=ctx.gather, rank=ctx.rank)
-        return clf.StepOutput(loss)
+        return clf.StepOutput(loss, {"positive_similarity": F.cosine_similarity(a.detach(), b.detach()).mean()})
+
+    def training_step(self, batch: clf.Batch, ctx: clf.Context) -> clf.StepOutput:
+        a, b = self.embed(batch.views)
+        return self.contrast(a, b, ctx)
 
 
 @clf.hookimpl
