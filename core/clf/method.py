@@ -221,6 +221,9 @@ class Method(nn.Module, ABC, Generic[C]):
     """The subclass of :class:`MethodConfig` that ``method.*`` keys are read into."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Recommended values of engine keys, e.g. ``{"optimizer.name": "sgd"}``; files and the command line win."""
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    """Values of engine and ``method.*`` keys with which a run takes seconds and yet does all that the method does; for
+    ``clf verify`` and for tests. Needed where the defaults are large, or let something begin late."""
     min_batch_size: ClassVar[int] = 32
     """Images in a step on all ranks together below which the training says that the loss has too few; it goes on.
 

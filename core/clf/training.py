@@ -19,7 +19,7 @@ from clf import config as configuration
 from clf.callbacks import Callback
 from clf.config import Config
 from clf.distributed import Ranks
-from clf.errors import CheckpointError, RunError
+from clf.errors import CheckpointError, ClfError, RunError
 from clf.monitor import Monitor
 from clf.progress import Progress, loading
 from clf.runs import Run
@@ -60,7 +60,12 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
             if ranks.is_main and run is not None:
                 shutil.rmtree(run.path, ignore_errors=True)  # nothing was trained, and the name is free again
             raise
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ClfError:
+            if trainer.done == 0 and ranks.is_main:  # the first step told a mistake of the user's
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
     return run
 
 

@@ -101,6 +101,19 @@ def test_killed_at_every_place_and_on_two_ranks(tmp_path: Path) -> None:
     assert ranks.holds, ranks.differences
 
 
+@pytest.mark.parametrize("place", ["preparation_step", "training_step"])
+def test_a_mistake_told_in_the_first_step_leaves_no_run(tmp_path: Path, place: str) -> None:
+    body = methods.PREPARED.replace(
+        f"def {place}(self",
+        f"def {place}(self, *unused):\n        raise clf.ConfigError('no')\n\n    def not_{place}(self",
+    )
+    if place == "training_step":
+        body = body.replace("preparation_steps = 7", "preparation_steps = 0")
+    with pytest.raises(clf.ConfigError, match="no"):
+        training.train(configured(tmp_path, body, **{"run.name": "mistaken"}), callbacks=[])
+    assert not (tmp_path / "mistaken").exists()
+
+
 def test_groups_have_their_own_optimizers_and_schedules(prepared: Run) -> None:
     what = experiment.load(prepared)
     groups = make_groups(what.method, what.config)

@@ -19,6 +19,7 @@ from clf.verify import killing
 from clf.verify.batchnorm import of_all_rows
 from clf.verify.child import Job
 from clf.verify.compare import End, differences, largest_difference
+from clf.verify.tiny import tiny
 
 
 def test_a_rich_method_is_killed_at_every_place_and_keeps_its_bits(tmp_path: Path) -> None:
@@ -59,6 +60,16 @@ class NeverThere:
     def kill_there(self, delay: float = 0.0) -> bool:
         self.join()
         return False
+
+
+def test_a_method_says_what_makes_it_small_and_the_user_has_the_last_word(tmp_path: Path) -> None:
+    body = methods.DOES_NOT_GATHER.replace(
+        "class Mine(Base):", "class Mine(Base):\n    tiny = {'train.batch_size': 8, 'train.epochs': 3}"
+    )
+    plugin = plugin_file(tmp_path, body)
+    made = tiny(plugin, tmp_path, {"train.epochs": 5}, {"train.max_steps": 2})
+    assert (made.train.batch_size, made.train.epochs, made.train.max_steps) == (8, 5, 2)
+    assert made.backbone.name == "test_resnet"
 
 
 def test_a_run_that_ended_before_it_was_killed_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

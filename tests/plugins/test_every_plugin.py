@@ -27,16 +27,6 @@ from clf.trainer import Trainer
 NORM_FREE = {"backbone.norm": "none", "backbone.activation": "leaky_relu"}
 MOCO = {"queue_size": 32, "projection_dim": 16, "bn_splits": 2}
 NNCLR = {"queue_size": 32, "hidden_dim": 32, "projection_dim": 16, "predictor_dim": 32}
-EBCLR = {"method.buffer_size": 48, "method.sgld_steps": 2}
-CURATION = {"method.start_epoch": 0, "method.phi": 0.3}
-GAN = {
-    "method.gan": "tiny",
-    "method.gan_steps": 4,
-    "method.gan_batch": 16,
-    "method.synth_ratio": 0.25,
-    "method.warmup_frac": 0.2,
-    "method.g_every": 2,
-}
 
 EVERY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "simclr": ("simclr", {}),
@@ -47,13 +37,13 @@ EVERY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dclw": ("dcl", {"method.weighted": True}),
     "dcl on moco": ("dcl", {"method.base": "moco", **{f"method.moco.{key}": value for key, value in MOCO.items()}}),
     "dcl on nnclr": ("dcl", {"method.base": "nnclr", **{f"method.nnclr.{key}": value for key, value in NNCLR.items()}}),
-    "ebclr": ("ebclr", EBCLR),
-    "batch_curation": ("batch_curation", CURATION),
-    "batch_curation, both sides": ("batch_curation", {**CURATION, "method.sides": "both"}),
-    "hard_sample_gen": ("hard_sample_gen", GAN),
+    "ebclr": ("ebclr", {}),
+    "batch_curation": ("batch_curation", {}),
+    "batch_curation, both sides": ("batch_curation", {"method.sides": "both"}),
+    "hard_sample_gen": ("hard_sample_gen", {}),
     "hard_sample_gen on moco": (
         "hard_sample_gen",
-        {**GAN, "method.base": "moco", **{f"method.moco.{key}": value for key, value in MOCO.items()}},
+        {"method.base": "moco", **{f"method.moco.{key}": value for key, value in MOCO.items()}},
     ),
 }
 
@@ -82,8 +72,8 @@ def configured(name: str, folder: Path, **changes: Any) -> Config:
     }
     if "data.name" in changes:
         small = {key: value for key, value in small.items() if not key.startswith("data.")}
-    given = Layer("command line", {"plugin": plugin, **own, **changes})
-    return settings.resolve([Layer("test", small), given])[0]
+    below = Layer("test", {**small, **plugins.load_method(plugin).tiny})
+    return settings.resolve([below, Layer("command line", {"plugin": plugin, **own, **changes})])[0]
 
 
 def test_no_method_is_left_out() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clf import settings
+from clf import plugins, settings
 from clf.config import Config, Layer
 from clf.errors import ConfigError
 
@@ -26,7 +26,8 @@ SHAPES: Mapping[str, Any] = {
 
 
 def tiny(plugin: str, folder: Path, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Config:
-    """The plugin's recommendations, under what is tiny, under what one verification needs, under the user's words.
+    """The plugin's recommendations, under what is tiny (also by :attr:`clf.Method.tiny`), under what one verification
+    needs, under the user's words.
 
     Args:
         folder: where the runs lie for as long as the verification lasts.
@@ -41,7 +42,8 @@ def tiny(plugin: str, folder: Path, changes: Mapping[str, Any], own: Mapping[str
             raise ConfigError(f"{key} cannot be set here: the runs of clf verify lie in a temporary folder")
     embedded = changes.get("data.name", "shapes") == "shapes"
     data = {"data.name": "shapes", **SHAPES} if embedded else {"data.limit": IMAGES}
-    below = Layer("clf verify", {**TINY, **data, **own, "run.dir": str(folder)})
+    small = plugins.load_method(plugin).tiny
+    below = Layer("clf verify", {**TINY, **data, **small, **own, "run.dir": str(folder)})
     given = Layer("command line", {"plugin": plugin, **changes})
     return settings.resolve([below, given])[0]
 

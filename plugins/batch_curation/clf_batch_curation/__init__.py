@@ -45,6 +45,7 @@ class BatchCuration(SimCLR):
     name = "batch_curation"
     Config = BatchCurationConfig
     config: BatchCurationConfig
+    tiny = {"method.start_epoch": 0, "method.phi": 0.3}  # noqa: RUF012
     min_batch_size = 64  # so that a rank has steps of half a percent
     waiting: Tensor
 

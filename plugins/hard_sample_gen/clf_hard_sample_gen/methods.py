@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,14 @@ class HardSample(clf.Method[Any]):
     The base's modules are made first and see nothing of the game, so in the warm-up it is the base method bit by bit.
     """
 
+    tiny: ClassVar[Mapping[str, Any]] = {
+        "method.gan": "tiny",
+        "method.gan_steps": 4,
+        "method.gan_batch": 16,
+        "method.synth_ratio": 0.25,
+        "method.warmup_frac": 0.2,
+        "method.g_every": 2,
+    }
     projector: nn.Sequential
 
     def __init__(self, backbone: clf.Backbone, config: HardSampleConfig, data: clf.DataSpec) -> None:

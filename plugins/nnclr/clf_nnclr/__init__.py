@@ -36,6 +36,7 @@ class NNCLR(clf.Method[NNCLRConfig]):
     name = "nnclr"
     Config = NNCLRConfig
     defaults = {"optimizer.name": "lars"}  # noqa: RUF012
+    tiny = {"method.hidden_dim": 32, "method.predictor_dim": 32}  # noqa: RUF012
     min_batch_size = 64  # N candidates instead of SimCLR's 2N - 1: log 64 is 4 nats
 
     ids: Tensor
