@@ -141,7 +141,7 @@ class SplitBatchNorm(_BatchNorm):
     @property
     def splits(self) -> int:
         """Groups of this rank's rows; a rank's rows are never fewer than one group."""
-        return max(1, self.over_ranks // (dist.get_world_size() if dist.is_initialized() else 1))
+        return max(1, self.over_ranks // _world_size())
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._in_groups(x, self.splits) if self.training and self.splits > 1 else super().forward(x)
@@ -152,10 +152,13 @@ class SplitBatchNorm(_BatchNorm):
 
     def _in_groups(self, x: Tensor, s: int) -> Tensor:
         n, c = x.shape[:2]
+        if self.over_ranks % _world_size():  # each rank has fewer than its share; let them suit its rows
+            s = next(groups for groups in range(s, 0, -1) if n % groups == 0)
         if n % s:
             raise ConfigError(
-                f"batch norm in {s} groups cannot divide {n} rows: train.batch_size, and train.chunk_size if it is "
-                f"set, must be multiples of {s} on each rank; or set fewer groups"
+                f"batch norm in {s} groups cannot divide {n} rows: set fewer groups, or a train.batch_size that is a "
+                f"multiple of {s} on each rank, or a train.chunk_size that is one and divides the batch; null takes "
+                "all rows at once"
             )
         groups = x.reshape(n // s, s * c, *x.shape[2:])  # row j of group g is row j s + g of x
         mean, var, weight, bias = (
@@ -182,11 +185,16 @@ class SplitBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm needs rows of features, got shape {tuple(input.shape)}")
 
 
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     """Replaces each batch norm inside ``module`` by a :class:`SplitBatchNorm` of the same parameters.
 
     Args:
         splits: groups of the rows of all ranks together; with W ranks each has ``splits`` // W of them, at least one.
+            Where W does not divide ``splits``, the next fewer that divide the rank's rows.
 
     Returns:
         The module, or what replaces it if it is a batch norm itself.

@@ -250,6 +250,22 @@ def test_ranks_share_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [8, 4, 2, 1, 1]
 
 
+def test_groups_that_cannot_be_shared_out_evenly_are_as_many_as_divide_a_ranks_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seven groups on two ranks of 16 rows: three would leave one over, so there are two."""
+    norm = nn.BatchNorm1d(3)
+    split = split_batch_norm(copy.deepcopy(norm), 7)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    y = split(x)
+    for s in range(2):
+        torch.testing.assert_close(y[s::2], norm(x[s::2]))
+    with pytest.raises(ConfigError, match="cannot divide 15 rows"):  # 4 of 8 on each rank: only a chunk can do that
+        split_batch_norm(nn.BatchNorm1d(3), 8)(torch.randn(15, 3))
+
+
 def test_batch_statistics_differ_between_groups() -> None:
     """A group of large values does not move the others: what a query must not learn from its key's statistics."""
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

@@ -292,6 +292,16 @@ def test_groups_of_batch_norm_keep_32_images_where_they_can(batch_size: int, gro
     assert found == groups
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 8])
+def test_derived_groups_suit_any_number_of_ranks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch that the ranks can divide trains: 224 images are 7 groups of 32, which two ranks cannot halve."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: count)
+    for batch_size in range(2 * count, 300, count):
+        method = moco(norm=True, spec=data(batch_size=batch_size), queue_size=None)
+        method.backbone(torch.rand(batch_size // count, 3, 4, 4, dtype=torch.float64))
+
+
 def test_settings_that_do_not_fit_are_refused_with_one_that_does() -> None:
     with pytest.raises(clf.ConfigError, match=r"queue_size = 10 .* steps of 4 keys .*set method.queue_size=8"):
         moco(queue_size=10)

@@ -71,6 +71,13 @@ class HardSampleConfig(clf.MethodConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        other, theirs = ("simclr", self.simclr) if self.base == "moco" else ("moco", self.moco)
+        for key, field in type(theirs).model_fields.items():
+            if getattr(theirs, key) != field.default:
+                raise ValueError(
+                    f"method.{other}.{key} is set, but method.base is {self.base}: remove it or set "
+                    f"method.base={other}"
+                )
         if self.pair_mode != "twin" and self.variant not in PAIRED:
             raise ValueError(
                 f"pair_mode={self.pair_mode} makes a second image of each latent and variant={self.variant} has one: "

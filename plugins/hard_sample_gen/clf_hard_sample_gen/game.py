@@ -101,7 +101,13 @@ class Game(nn.Module):
         }
 
     def prepare(self, ctx: clf.Context) -> None:
-        """One step of the pre-training; after the last one the players are copies of its GAN."""
+        """One step of the pre-training; after the last one the players are copies of its GAN.
+
+        Raises:
+            clf.ConfigError: what the game will make cannot be divided among the ranks; told before hours of training.
+        """
+        for n in (self.latents, self.generated, self.config.gan_batch, self.config.gan_batch // self.images):
+            share(n, ctx)
         if self.source.prepare(ctx):
             self.begin()
 
@@ -299,6 +305,7 @@ def latents_of(config: HardSampleConfig, data: clf.DataSpec) -> int:
     if exact < 2 or abs(exact - round(exact)) > 1e-6:
         raise clf.ConfigError(
             f"method.synth_ratio = {config.synth_ratio:g} of train.batch_size = {data.batch_size} are {exact:g} "
-            "latents in a step: choose the two so that it is a whole number, 2 or more"
+            "latents in a step, and a whole number, 2 or more, is needed: set method.synth_ratio="
+            f"{max(2, round(exact)) / data.batch_size}, or another train.batch_size"
         )
     return round(exact)

@@ -16,8 +16,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 LATENT = 128
 """Length of u ~ N(0, I)."""
-_SMALLEST = 4
-"""Side of the first feature map; block after block doubles it."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +31,35 @@ class Size:
 SIZES = {"full": Size(256, 128, 100_000, 5), "lite": Size(128, 64, 20_000, 2), "tiny": Size(16, 16, 200, 2)}
 
 
-def doublings(image_size: int) -> int | None:
-    """How often 4 is doubled to give the image's side: at least once, or None if no number does."""
-    k = image_size.bit_length() - 3
-    return k if k >= 1 and _SMALLEST << k == image_size else None
+def sides(image_size: int) -> list[int]:
+    """Sides of the generator's feature maps: 4 to 7 pixels, doubled at least once, up to those of the image.
+
+    Raises:
+        ValueError: the image has another side; the message names the nearest ones.
+    """
+    k = max(1, image_size.bit_length() - 3)
+    first = image_size >> k
+    if first < 4 or first << k != image_size:
+        below = max(4, first) << k
+        raise ValueError(f"{below} or {below + (1 << k)}" if below < image_size else f"{below}")
+    return [first << i for i in range(k + 1)]
 
 
 class Generator(nn.Module):
-    """u (n, 128) -> images (n, C, S, S) in [-1, 1], S = 4 times 2^k: k up-sampling blocks of equal width."""
+    """u (n, 128) -> images (n, C, S, S) in [-1, 1], with an up-sampling block for each doubling."""
 
     def __init__(self, width: int, image_size: int, channels: int) -> None:
         super().__init__()
-        self.first = nn.Linear(LATENT, width * _SMALLEST**2)
-        self.blocks = nn.Sequential(*(_Up(width) for _ in range(doublings(image_size) or 0)))
+        self.smallest, *larger = sides(image_size)
+        self.first = nn.Linear(LATENT, width * self.smallest**2)
+        self.blocks = nn.Sequential(*(_Up(width) for _ in larger))
         self.norm = nn.BatchNorm2d(width)
         self.last = _conv(width, channels, 3, 1.0)
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.zeros_(self.first.bias)
 
     def forward(self, u: Tensor) -> Tensor:
-        x = self.first(u).view(len(u), -1, _SMALLEST, _SMALLEST)  # (n, W, 4, 4)
+        x = self.first(u).view(len(u), -1, self.smallest, self.smallest)  # (n, W, 4, 4) for 8, 16, 32, 64 ...
         x = F.relu(self.norm(self.blocks(x)))  # (n, W, S, S)
         y: Tensor = torch.tanh(self.last(x))
         return y
@@ -61,13 +68,14 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (n, C, S, S) in [-1, 1] -> scores (n,), above 0 where it takes an image for real.
 
-    Blocks halve the side down to 8 pixels (16 and more), two more keep it; then a sum over places and a linear layer.
+    Blocks, one at least, halve the side down to 8 pixels or less, two more keep it; then a sum over places and a linear
+    layer.
     Each weight is divided by an estimate of its largest singular value, which moves on with each forward in training.
     """
 
     def __init__(self, width: int, image_size: int, channels: int) -> None:
         super().__init__()
-        halvings = max(1, (doublings(image_size) or 0) - 1)
+        halvings = max(1, sum(side > 8 for side in sides(image_size)))
         down = [_Down(width, width) for _ in range(halvings - 1)]
         self.blocks = nn.Sequential(_First(channels, width), *down, _Plain(width), _Plain(width))
         linear = nn.Linear(width, 1)

@@ -38,7 +38,10 @@ class HardSample(clf.Method[Any]):
     projector: nn.Sequential
 
     def __init__(self, backbone: clf.Backbone, config: HardSampleConfig, data: clf.DataSpec) -> None:
-        super().__init__(backbone, getattr(config, config.base), data)  # self.config: the settings of the base
+        try:
+            super().__init__(backbone, getattr(config, config.base), data)  # self.config: the settings of the base
+        except clf.ConfigError as error:  # the base names its settings as if it stood alone
+            raise clf.ConfigError(str(error).replace("method.", f"method.{config.base}.")) from error
         self.settings = config
         self.game = Game(config, data)
 
@@ -46,6 +49,12 @@ class HardSample(clf.Method[Any]):
     def build(cls, backbone: clf.Backbone, config: HardSampleConfig, data: clf.DataSpec) -> clf.Method[Any]:
         chosen: type[HardSample] = HardSampleMoCo if config.base == "moco" else HardSampleSimCLR
         return chosen(backbone, config, data)
+
+    @classmethod
+    def recommended(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the base recommends, so that its warm-up is the base method and both are trained alike."""
+        base: type[clf.Method[Any]] = MoCo if given.get("base") == "moco" else SimCLR
+        return base.recommended({})
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import clf
 from clf_hard_sample_gen import losses
 from clf_hard_sample_gen.config import HardSampleConfig
 from clf_hard_sample_gen.diff_augment import COLUMNS, diff_augment
-from clf_hard_sample_gen.gan import LATENT, SIZES, Discriminator, Generator, doublings
+from clf_hard_sample_gen.gan import LATENT, SIZES, Discriminator, Generator, sides
 from clf_hard_sample_gen.views import onto
 
 ADAM = {"name": "adam", "betas": (0.0, 0.9), "weight_decay": 0.0}
@@ -32,11 +32,13 @@ class Source(nn.Module):
 
     def __init__(self, config: HardSampleConfig, data: clf.DataSpec) -> None:
         super().__init__()
-        if doublings(data.image_size) is None:
+        try:
+            sides(data.image_size)
+        except ValueError as near:
             raise clf.ConfigError(
-                f"data.image_size = {data.image_size} cannot be made by the GAN, which doubles 4 pixels again and "
-                "again: set it to 8, 16, 32, 64 or 128"
-            )
+                f"data.image_size = {data.image_size} cannot be made by the GAN, which doubles 4, 5, 6 or 7 pixels "
+                f"again and again: set it to {near}"
+            ) from near
         size = SIZES[config.gan]
         self.config, self.data = config, data
         self.steps = config.gan_steps or size.steps
