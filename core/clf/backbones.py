@@ -133,9 +133,11 @@ def create_backbone(
         return Backbone(model, name, channels, image_size, mean, std)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
+        changed = {"keep": "", "none": " without norms", "group": " with group norm"}[section.norm]
+        remedy = ", or backbone.norm=keep" if changed else ""
         raise ConfigError(
-            f"backbone {name!r} cannot take images of {image_size} pixels ({reason}): "
-            "choose another data.image_size or backbone.name"
+            f"backbone {name!r}{changed} cannot take images of {image_size} pixels ({reason}): "
+            f"choose another data.image_size or backbone.name{remedy}"
         ) from error
 
 

@@ -429,7 +429,8 @@ def _explain(
             continue
         wanted = f" It must be {describe_type(known[key])}." if key in known else ""
         message = problem["msg"].removeprefix("Value error, ")
-        if isinstance(problem["input"], dict):  # several settings do not go together; the message names them
+        if isinstance(problem["input"], dict) and (key == "method" or key not in known):
+            # several settings do not go together; the message names them
             lines.append(f"{message}.")
             continue
         lines.append(f"{key} = {problem['input']!r} ({origins.get(key, 'default')}): {message}.{wanted}")

@@ -52,8 +52,7 @@ class StepContext:
         return torch.Generator().manual_seed(self._seed(name))
 
     def device_generator(self, name: str) -> torch.Generator:
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        return torch.Generator(device).manual_seed(self._seed(name))
+        return torch.Generator(self.device).manual_seed(self._seed(name))
 
     def _seed(self, name: str) -> int:
         purpose = "preparation" if self._preparing else "method"
@@ -81,4 +80,6 @@ class StepContext:
             torch.clear_autocast_cache()  # which holds the weights of before the step until autocast ends
 
     def log(self, **metrics: float | Tensor) -> None:
+        if "loss" in metrics:
+            raise PluginError("'loss' is the name of what training_step returns: log another loss under another name")
         self.logged.update(metrics)

@@ -29,7 +29,7 @@ class MethodDescription:
     summary: str
     settings: tuple[Setting, ...]
     defaults: dict[str, Any]
-    """Engine keys that the method recommends."""
+    """Engine keys that the method recommends, with its own settings left as they are."""
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ def _describe_method(method: type[Method[Any]]) -> MethodDescription:
     ]
     own_text = vars(method).get("__doc__")
     summary = inspect.cleandoc(own_text).split("\n\n")[0] if own_text else ""
-    return MethodDescription(method.name, summary, tuple(settings), dict(method.defaults))
+    return MethodDescription(method.name, summary, tuple(settings), dict(method.recommended({})))

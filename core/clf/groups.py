@@ -43,12 +43,22 @@ def make_groups(method: Method[MethodConfig], config: Config) -> dict[str, Train
     """The optimizers of a method.
 
     Raises:
-        PluginError: there is no group ``main``, its settings are not the run's, or a group's settings are not valid.
+        PluginError: there is no group ``main``, its settings are not the run's, a group's settings are not valid, or
+            two groups of the training, or of the preparation, share a parameter.
         ConfigError: a group has nothing to train.
     """
     made = {name: _make(name, each, config) for name, each in method.parameter_groups().items()}
     if "main" not in made:
         raise PluginError(f"method {config.plugin!r} has no parameter group 'main'")
+    owners: dict[tuple[bool, int], str] = {}
+    for name, group in made.items():
+        for parameter in group.parameters:
+            owner = owners.setdefault((group.preparation, id(parameter)), name)
+            if owner != name:
+                raise PluginError(
+                    f"method {config.plugin!r}: parameter group {name!r} shares a parameter with {owner!r}, so two "
+                    "optimizers would step it; leave it out of one of them"
+                )
     return made
 
 

@@ -181,7 +181,10 @@ class Context(Protocol):
         ...
 
     def log(self, **metrics: float | Tensor) -> None:
-        """Records scalars of this step under their names. Tensors are read later, without stalling the device."""
+        """Records scalars of this step under their names. Tensors are read later, without stalling the device.
+
+        ``loss`` and the fields of every record (step, epoch, lr, images, seconds, ...) are refused as names.
+        """
         ...
 
 
@@ -202,7 +205,8 @@ class Group:
     """Keys of the section ``optimizer``, e.g. ``{"name": "adam", "lr": 5e-5, "betas": (0.0, 0.9)}``. Empty: the run's;
     else what is missing has the section's default, not the run's value."""
     schedule: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the section ``schedule``, e.g. ``{"name": "linear", "decay": 0.2}``. Empty: the run's."""
+    """Keys of the section ``schedule``, e.g. ``{"name": "linear", "decay": 0.2}``. Empty: the run's; else there is no
+    warm-up unless ``warmup_epochs`` is given, and never one in the preparation."""
     preparation: bool = False
     """Stepped in :meth:`Method.preparation_step`, over whose steps the schedule then runs."""
 
@@ -271,7 +275,10 @@ class Method(nn.Module, ABC, Generic[C]):
 
     @property
     def preparation_steps(self) -> int:
-        """How often :meth:`preparation_step` is called before the first training step. Asked once, before training."""
+        """How often :meth:`preparation_step` is called before the first training step. Asked once, before training.
+
+        ``clf doctor`` takes steps of the training without them, so ``training_step`` must run on an unprepared method.
+        """
         return 0
 
     def preparation_step(self, ctx: Context) -> None:
@@ -288,6 +295,13 @@ class Method(nn.Module, ABC, Generic[C]):
     def after_step(self, ctx: Context) -> None:
         """Called after the optimizer's step and outside autocast, e.g. to update a momentum encoder."""
         return
+
+    def notes(self) -> Sequence[str]:
+        """Sentences for the person at the terminal as the training starts: what takes long, and which key shortens it.
+
+        Asked after a resumed run has its state back, so that what is over need not be told again.
+        """
+        return ()
 
     def pictures(self) -> Mapping[str, Tensor]:
         """What the report shows of the method's own: a title and (rows, columns, C, H, W) in [0, 1] for each picture.

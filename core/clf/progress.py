@@ -47,7 +47,7 @@ class Progress(Callback):
             shown = "".join(f"\n  {item.path}: {item.reason}" for item in data.skipped[:10])
             rest = f"\n  and {len(data.skipped) - 10} more, listed in manifest.json" if len(data.skipped) > 10 else ""
             self._print(f"{len(data.skipped)} files skipped:{shown}{rest}")
-        for note in data.notes:
+        for note in (*data.notes, *trainer.method.notes()):
             self._print(note)
         if self.console.is_terminal:
             self._bar = Bar(

@@ -25,7 +25,7 @@ SLOPE = 0.2
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-_ROW_NORMS = ("LayerNorm", "RmsNorm", "RMSNorm", "SimpleNorm")
+_ROW_NORMS = ("LayerNorm", "RmsNorm", "RMSNorm", "SimpleNorm", "EvoNorm2dS", "FilterResponseNorm")
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
@@ -50,7 +50,7 @@ def convert(model: nn.Module, name: str, norm: Norm, activation: Activation) -> 
         activation: of all layers; gates of attention keep theirs.
 
     Raises:
-        ConfigError: the model has no such layers, or layer norms, which cannot be left out.
+        ConfigError: the model has no such layers, or layer norms and their like, which cannot be left out.
     """
     if norm == "none":
         _remove_norms(model, name)

@@ -10,6 +10,7 @@ run that was killed and resumed ends with the same bits as one that was not (on 
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -185,12 +186,17 @@ class Trainer:
         distributed.average_statistics(self.method, self.ranks)
         last = self.prepared == self.preparation_steps
         if self.prepared % self.config.monitor.log_every == 0 or last:
-            self.record("preparation", prepared=self.prepared, **self.window.flush(self.ranks))
+            means = self.window.flush(self.ranks)  # the same on all ranks
+            if not all(map(math.isfinite, means.values())):
+                raise self._not_finite()
+            self.record("preparation", prepared=self.prepared, **means)
         self._tell("on_preparation")
-        asked = [self.stop.number, self.ranks.is_main and self._save_is_due(False)]
-        stop, due = distributed.largest(asked, self.ranks)
-        if last or stop or due:
+        asked = [self.stop.number, self.ending is not None, self.ranks.is_main and self._save_is_due(False)]
+        stop, ending, due = distributed.largest(asked, self.ranks)
+        if last or stop or ending or due:
             self.save()
+        if ending:
+            raise self._ended()
         if stop:
             raise Interrupted(self.run, self.step, signal.Signals(int(stop)).name, self.prepared)
 
@@ -272,7 +278,7 @@ class Trainer:
         if self.ranks.is_main:
             self.run.update_manifest(reason=self.ending)
         return TrainingError(
-            f"run {self.run.name!r} was ended at step {self.step} (epoch {self.epoch:.2f}), and its checkpoint saved: "
+            f"run {self.run.name!r} was ended {self._where()}, and its checkpoint saved: "
             f"{self.ending or 'the message of rank 0 says why'}"
         )
 
@@ -359,14 +365,23 @@ class Trainer:
         bad = not self.window.finite()
         if weights and not bad:
             bad = not all(bool(torch.isfinite(p).all()) for group in self.parameters.values() for p in group)
-        if not distributed.any_rank(bad, self.ranks):
-            return
+        if distributed.any_rank(bad, self.ranks):
+            raise self._not_finite()
+
+    def _not_finite(self) -> TrainingError:
         last = checkpoint.newest(self.run.checkpoints)
-        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise TrainingError(
-            f"the loss or a weight is not finite at step {self.step} (epoch {self.epoch:.2f}) of run "
-            f"{self.run.name!r}; {where}. Lower optimizer.lr, set train.clip_grad_norm=1, or use train.precision=fp32"
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        preparing = self.prepared and not self.step
+        lower = f"the learning rates of its preparation ({self.config.plugin})" if preparing else "optimizer.lr"
+        return TrainingError(
+            f"the loss or a weight is not finite {self._where()} of run {self.run.name!r}; {kept}. Lower {lower}, set "
+            "train.clip_grad_norm=1, or use train.precision=fp32"
         )
+
+    def _where(self) -> str:
+        if self.prepared and not self.step:
+            return f"after {self.prepared} steps of preparation"
+        return f"at step {self.step} (epoch {self.epoch:.2f})"
 
     def _tell(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:

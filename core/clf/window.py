@@ -14,6 +14,9 @@ from clf import distributed
 from clf.distributed import Ranks
 from clf.errors import PluginError
 
+FIELDS = frozenset({"kind", "step", "epoch", "prepared", "lr", "images", "seconds"})
+"""Names in a record that are the engine's."""
+
 
 class Window:
     """Running means of scalars between two records, summed in float64 (on mps, which has none, in float32).
@@ -29,7 +32,7 @@ class Window:
         """Takes in the scalars of one step.
 
         Raises:
-            PluginError: one of them is not a single number.
+            PluginError: one of them is not a single number, or has the name of a record's own field.
         """
         for name, value in values.items():
             x = _scalar(name, value)
@@ -96,6 +99,8 @@ class Window:
 
 def _scalar(name: str, value: float | Tensor) -> float | Tensor:
     """One number: a tensor of shape () on an accelerator, else a float."""
+    if name in FIELDS:
+        raise PluginError(f"the scalar {name!r} is a field of every record: a method must log it under another name")
     try:
         x = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:

@@ -173,6 +173,11 @@ def test_a_network_without_any_norm_is_left_as_it_is() -> None:
 def test_norms_that_cannot_be_exchanged_are_explained() -> None:
     with pytest.raises(ConfigError, match=r"take away LayerNorm, without which 'test_vit'.*set backbone\.norm=keep"):
         create_backbone(section("test_vit", norm="none"), 3, 32, 0)
+    for name, norm in (("resnetv2_50d_evos", "EvoNorm2dS0"), ("resnetv2_50d_frn", "FilterResponseNorm")):
+        with pytest.raises(ConfigError, match=rf"take away {norm}.*set backbone\.norm=keep"):
+            create_backbone(section(name, norm="none"), 3, 32, 0)
+    with pytest.raises(ConfigError, match=r"'skresnet18' with group norm cannot take .* or backbone\.norm=keep"):
+        create_backbone(section("skresnet18", norm="group"), 3, 32, 0)  # a norm of its 1x1 maps has one value a group
     with pytest.raises(ConfigError, match=r"'test_vit' has no batch norm to replace: set backbone\.norm=keep"):
         create_backbone(section("test_vit", norm="group"), 3, 32, 0)
     for key, value in (("norm", "none"), ("norm", "group"), ("activation", "gelu")):

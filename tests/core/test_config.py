@@ -183,6 +183,11 @@ def test_a_missing_plugin() -> None:
         build([Layer("a.yaml", {"seed": 3})])
 
 
+@pytest.mark.parametrize("key", ["train.epochs", "method.heads"])
+def test_keys_where_a_value_belongs_are_told_with_the_key(key: str) -> None:
+    assert complaint(Layer("a.yaml", {key: {"x": 1}})).startswith(f"{key} = {{'x': 1}} (a.yaml): ")
+
+
 def test_a_key_and_a_key_inside_it() -> None:
     values = {"data.options": 3, "data.options.side": 4}
     assert "cannot both be set" in complaint(Layer("a.yaml", values))

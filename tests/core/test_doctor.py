@@ -294,6 +294,35 @@ def test_a_step_that_does_not_fit_is_answered_with_the_chunk_that_does(
     assert tried == [None, 16, 8]
 
 
+def test_settings_are_tried_on_the_whole_batch_where_the_method_takes_no_smaller_one(
+    tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of 96 rows is filled by steps of 16 images and not by steps of 10."""
+    changes = {"plugin": "moco", "method.queue_size": 96, "method.bn_splits": 1}
+    monkeypatch.setattr(doctor, "SMALL_BATCH", 10)
+    said: list[str] = []
+    with closing(subject(settled(tmp_path, tiny, changes))) as plain:
+        plain.seconds = 1000.0
+        with doctor._for_trials(plain, Ranks(), said.append) as tried:
+            assert tried is plain
+        with pytest.raises(ConfigError, match="of the body"), doctor._for_trials(plain, Ranks(), said.append):
+            raise ConfigError("of the body")
+    assert "trying settings with the whole batch, because" in said[-1]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_preparation_is_named_and_not_measured(tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "settings_to_try", lambda *unused, **values: [])
+    values = {key: value for key, value in config.flatten(tiny(tmp_path)).items() if not key.startswith("method.")}
+    path = tmp_path / "prepared.py"
+    idle = BUSY_METHOD.replace("+ 0.3", "")
+    path.write_text(idle.replace("Config = Settings", "Config = Settings\n    preparation_steps = 12345"))
+    made, _ = config.derive(config.build([config.Layer("test", {**values, "plugin": str(path)})])[0])
+    with closing(subject(training.settle(made, torch.device("cpu")))) as examined:
+        found = doctor._measure(examined, 1, False, lambda words: None, 0.0, Ranks())
+    assert found.preparation_steps == 12345
+
+
 def test_several_ranks_are_refused(tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without torchrun"):

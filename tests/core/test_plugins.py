@@ -375,6 +375,19 @@ def test_describe_a_third_party_plugin(install: Install) -> None:
     assert found.methods[0].summary == ""
 
 
+def test_recommendations_that_depend_on_settings_are_shown_as_without_any(
+    install: Install, run_cli: Callable[..., Any]
+) -> None:
+    recommends = """
+    @classmethod
+    def recommended(cls, given):
+        return {"train.epochs": given.get("x", 7)}
+"""
+    install_foo(install, GOOD + recommends + HOOK)
+    assert describe("foo").methods[0].defaults == {"train.epochs": 7}
+    assert "train.epochs" in run_cli("plugins", "show", "foo").out
+
+
 def test_offers_of_a_group_that_nobody_has() -> None:
     assert entrypoints.offers("clf.nothing_of_the_kind") == []
 

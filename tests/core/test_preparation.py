@@ -15,11 +15,12 @@ from clf import checkpoint, config, experiment, report, training, verify
 from clf.callbacks import Callback
 from clf.config import Config
 from clf.distributed import Ranks
-from clf.errors import PluginError, RunError
+from clf.errors import PluginError, RunError, TrainingError
 from clf.groups import make_groups
 from clf.runs import Run
 from clf.trainer import Interrupted, Trainer
 
+SHARED = torch.nn.Parameter(torch.zeros(2))
 WITHOUT = methods.PREPARED.replace("preparation_steps = 7", "preparation_steps = 0").replace("assert self.frozen", "#")
 
 
@@ -101,6 +102,42 @@ def test_killed_at_every_place_and_on_two_ranks(tmp_path: Path) -> None:
     assert ranks.holds, ranks.differences
 
 
+class EndIn(Callback):
+    """Asks for the end in the second step, or spoils a weight there."""
+
+    def __init__(self, spoils: bool) -> None:
+        self.spoils = spoils
+
+    def on_preparation(self, trainer: Trainer) -> None:
+        if trainer.prepared == 2 and self.spoils:
+            next(trainer.method.generator.parameters()).data.fill_(float("nan"))
+        elif trainer.prepared == 2:
+            trainer.end("enough")
+
+
+def test_ended_in_the_middle_of_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="was ended after 2 steps of preparation, and its checkpoint saved: enough"):
+        training.train(configured(tmp_path, **{"run.name": "ended"}), callbacks=[EndIn(spoils=False)])
+    run = Run(tmp_path / "ended")
+    assert (state_of(run)["prepared"], run.state(), run.manifest()["reason"]) == (2, "failed", "enough")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    words = (
+        r"not finite after 3 steps of preparation of run 'nan'.*step-000000000\.pt\. Lower the learning rates of its"
+    )
+    with pytest.raises(TrainingError, match=words):
+        training.train(configured(tmp_path, **{"run.name": "nan"}), callbacks=[EndIn(spoils=True)])
+    assert state_of(Run(tmp_path / "nan"))["prepared"] == 0
+    assert Run(tmp_path / "nan").metrics() == []
+
+
+def test_no_scalar_may_pass_for_the_loss_of_the_training(tmp_path: Path) -> None:
+    body = methods.PREPARED.replace("challenge=loss", "loss=loss")
+    with pytest.raises(PluginError, match="'loss' is the name of what training_step returns"):
+        training.train(configured(tmp_path, body), callbacks=[])
+
+
 @pytest.mark.parametrize("place", ["preparation_step", "training_step"])
 def test_a_mistake_told_in_the_first_step_leaves_no_run(tmp_path: Path, place: str) -> None:
     body = methods.PREPARED.replace(
@@ -135,6 +172,7 @@ def test_groups_have_their_own_optimizers_and_schedules(prepared: Run) -> None:
         ({"critic": clf.Group([], {"lrr": 1.0})}, "setting 'lrr' of parameter group 'critic'"),
         ({"critic": clf.Group([], {}, {"decay": 2})}, "setting 'decay' of parameter group 'critic'"),
         ({}, "no parameter group 'main'"),
+        ({"main": clf.Group([SHARED]), "critic": clf.Group([SHARED])}, "'critic' shares a parameter with 'main'"),
     ],
 )
 def test_wrong_groups_are_told(prepared: Run, group: dict[str, clf.Group], words: str) -> None:

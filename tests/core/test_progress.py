@@ -52,6 +52,19 @@ def test_a_training_goes_on_when_its_output_cannot_be_written(
     assert crashed == []  # the thread that draws the bar
 
 
+def test_what_a_method_has_to_say_is_told_before_the_first_step(tmp_path: Path, tiny: Make) -> None:
+    said = io.StringIO()
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(
+        "import clf\nfrom clf_simclr import SimCLR\n\n"
+        "class Slow(SimCLR):\n    name = 'slow'\n    def notes(self):\n        return ['This takes hours.']\n\n"
+        "@clf.hookimpl\ndef clf_methods():\n    return [Slow]\n"
+    )
+    config = tiny(tmp_path, {"train.max_steps": 1, "plugin": str(plugin)})
+    training.train(config, callbacks=[Progress(Console(file=said))])
+    assert said.getvalue().index("This takes hours.") < said.getvalue().index("done: 1 step")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     ours, theirs = os.pipe()
     os.close(ours)

@@ -65,6 +65,12 @@ def test_adding_reads_nothing_from_a_device() -> None:
         assert (value.device.type, value.dtype, value.shape) == ("meta", torch.float64, ())
 
 
+@pytest.mark.parametrize("name", ["kind", "step", "epoch", "prepared", "lr", "images", "seconds"])
+def test_a_name_that_every_record_has_is_refused(name: str) -> None:
+    with pytest.raises(PluginError, match=f"'{name}' is a field of every record"):
+        Window().add({"loss": 1.0, name: 0.5})
+
+
 def test_one_bad_loss_is_seen_until_the_record() -> None:
     window = Window()
     assert window.finite()

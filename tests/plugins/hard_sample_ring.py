@@ -52,8 +52,9 @@ class Ring(FakeContext):
 def method(base: str = "simclr", *, norm: bool = False, spec: clf.DataSpec = SPEC, **changes: Any) -> HardSample:
     """In float64, with the smallest GAN, eight images and four latents a step, every step joint and with one of G."""
     values = {"gan": "tiny", "gan_batch": 8, "synth_ratio": 0.5, "warmup_frac": 0.0, "g_every": 1, "gan_steps": 2}
+    base = changes.pop("base", base)
     own = {"simclr": SimCLRConfig(projection_dim=5, layers=1), "moco": MoCoConfig(queue_size=32, projection_dim=5)}
-    config = HardSampleConfig(**{**values, "base": base, **own, **changes})
+    config = HardSampleConfig(**{**values, "base": base, base: own[base], **changes})
     made = HardSampleSimCLR.build(backbone(SIDE, norm=norm), config, spec).double().train()
     assert isinstance(made, HardSample)
     return made

@@ -645,6 +645,12 @@ def test_curation_starts_after_the_warm_up(epochs: int, start: int) -> None:
     assert method.start_epoch == start
 
 
+def test_curation_that_would_stop_before_it_starts_by_itself_is_refused() -> None:
+    data = clf.DataSpec("made", 256, SIZE, 3, 64, 4, 100, "print")
+    with pytest.raises(clf.ConfigError, match=r"method\.stop_epoch = 10 .* starts with epoch 10; set"):
+        BatchCuration(clf.Backbone(ChannelMeans(), "made", 3, SIZE), BatchCurationConfig(stop_epoch=10), data)
+
+
 def test_crops_of_rejected_pairs_are_compared() -> None:
     source = colours(256)
     recipe = dataclasses.replace(clf.simclr_recipe(SIZE), crop_area=(0.04, 0.2))
@@ -686,6 +692,8 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"oracle": "file"}, "oracle is read with method.mode=oracle only"),
     ({"sides": "both", "mode": "hard"}, "sides = both goes with method.mode=refresh only"),
     ({"sides": "both", "fallback": "drop"}, "fallback = drop goes with"),
+    ({"dissimilar_action": "mask"}, "dissimilar_action = mask is of method.sides=both"),
+    ({"trials": 8}, "trials are of method.mode=best_of_k"),
     ({"single_pass": True, "space": "h"}, "single_pass goes with"),
     ({"single_pass": True, "fallback": "drop"}, "single_pass cannot drop images"),
     ({"start_epoch": 3, "stop_epoch": 3}, "stop_epoch = 3 must be above method.start_epoch = 3"),

@@ -132,6 +132,19 @@ def test_lengths_of_projections_change_the_penalty_only() -> None:
     assert float(other["norm_penalty"]) == pytest.approx(9 * float(one["norm_penalty"]))
 
 
+def test_ranks_add_up_the_gradients_of_partners_in_full_precision() -> None:
+    gathered = []
+
+    class Recording(Context):
+        def gather(self, x: Tensor) -> Tensor:
+            gathered.append(x.dtype)
+            return x
+
+    u, v, w = (projections(4, seed).bfloat16() for seed in range(3))  # as autocast gives them
+    ebclr().objective(u, v, w, Recording())
+    assert len(gathered) == 3 and set(gathered) == {torch.float32}
+
+
 def test_second_views_get_a_gradient_of_the_energies() -> None:
     u, v, w = (projections(4, seed).requires_grad_() for seed in range(3))
     method = ebclr()
@@ -194,7 +207,7 @@ def test_sampling_touches_nothing_but_the_buffer() -> None:
     samples = method.sample(source.next(), partners, Context(source))
     assert not samples.requires_grad and samples.shape == (BATCH, 1, SIZE, SIZE)
     changed = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {"buffer.images", "buffer.visits", "buffer.filled"}
+    assert changed == {"buffer.images", "buffer.visits"}
     assert all(module.training for module in method.modules())
     assert all(p.requires_grad and torch.equal(p.grad, torch.ones_like(p)) for p in method.parameters())  # type: ignore[arg-type]
 
@@ -238,9 +251,9 @@ def test_partners_have_no_gradient_in_the_chains_and_samples_none_in_the_loss(mo
 
 def test_the_buffer_starts_with_augmented_training_images_past_all_stages() -> None:
     method = ebclr(restart=0.0, buffer_chunk=7, **STILL)
-    assert not method.buffer.filled and len(method.buffer.images) == IMAGES
+    assert not method.buffer.filled
     _, ctx = one_step(method)
-    assert method.buffer.filled
+    assert method.buffer.filled and len(method.buffer.images) == IMAGES
     assert sorted(method.buffer.visits.tolist()) == [5] * (IMAGES - BATCH) + [6] * BATCH
     images = method.buffer.images
     assert float(images.min()) >= -1 - 1e-6 and float(images.max()) <= 1 + 1e-6 and float(images.std()) > 0.3

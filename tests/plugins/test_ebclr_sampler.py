@@ -187,8 +187,14 @@ def test_normal_numbers_of_all_rows_do_not_depend_on_this_ranks() -> None:
     assert normal(2, torch.zeros(1, 2, dtype=torch.float64), torch.Generator()).dtype == torch.float64
 
 
+def with_room(length: int, shape: tuple[int, int, int]) -> ReplayBuffer:
+    buffer = ReplayBuffer(length, shape)
+    buffer.make_room()
+    return buffer
+
+
 def test_slots_are_distinct_and_a_function_of_the_generator() -> None:
-    buffer = ReplayBuffer(40, (1, 2, 2))
+    buffer = with_room(40, (1, 2, 2))
     first = buffer.draw(16, torch.Generator().manual_seed(3))
     assert torch.equal(first, buffer.draw(16, torch.Generator().manual_seed(3)))
     assert not torch.equal(first, buffer.draw(16, torch.Generator().manual_seed(4)))
@@ -197,16 +203,16 @@ def test_slots_are_distinct_and_a_function_of_the_generator() -> None:
 
 
 def test_writing_touches_its_slots_only() -> None:
-    buffer = ReplayBuffer(5, (1, 1, 2))
+    buffer = with_room(5, (1, 1, 2))
     buffer.write(torch.arange(5), torch.arange(10.0).view(5, 1, 1, 2), torch.arange(5))
     buffer.write(torch.tensor([3, 1]), torch.tensor([-3.0, -3.5, -1.0, -1.5]).view(2, 1, 1, 2), torch.tensor([30, 10]))
     assert buffer.images.flatten().tolist() == [0, 1, -1, -1.5, 4, 5, -3, -3.5, 8, 9]
     assert buffer.visits.tolist() == [0, 10, 2, 30, 4]
-    assert set(buffer.state_dict()) == {"images", "visits", "filled"}
+    assert set(buffer.state_dict()) == {"images", "visits"}
 
 
 def test_pictures_go_from_young_to_old() -> None:
-    buffer = ReplayBuffer(12, (1, 1, 1))
+    buffer = with_room(12, (1, 1, 1))
     visits = torch.arange(11, -1, -1)
     buffer.write(torch.arange(12), visits.view(12, 1, 1, 1) / 5.5 - 1, visits)
     shown = buffer.by_age(3, 4)
@@ -219,22 +225,45 @@ def test_pictures_go_from_young_to_old() -> None:
 
 def test_a_buffer_larger_than_memory_is_refused_with_a_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "free_memory", lambda: 2 * 3 * 32 * 32 * 4 * 1000)
-    assert ReplayBuffer(1000, (3, 32, 32)).images.shape == (1000, 3, 32, 32)
+    assert with_room(1000, (3, 32, 32)).images.shape == (1000, 3, 32, 32)
     with pytest.raises(clf.ConfigError, match=r"method\.buffer_size = 1001 .* set method\.buffer_size=1000 or less"):
-        ReplayBuffer(1001, (3, 32, 32))
+        with_room(1001, (3, 32, 32))
+    exact = ReplayBuffer(501, (3, 32, 32)).double()
+    with pytest.raises(clf.ConfigError, match=r"set method\.buffer_size=500 or less"):
+        exact.make_room()
     monkeypatch.setattr(buffer_module, "free_memory", lambda: None)
-    ReplayBuffer(1001, (3, 32, 32))
+    with_room(1001, (3, 32, 32))
+
+
+def test_a_saved_buffer_is_loaded_whatever_memory_and_data_say_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = with_room(5, (1, 1, 2))
+    saved.write(torch.arange(5), torch.arange(10.0).view(5, 1, 1, 2), torch.arange(5))
+    monkeypatch.setattr(buffer_module, "free_memory", lambda: 0)
+    other = ReplayBuffer(7, (1, 1, 2))  # of two images more
+    assert not other.filled and all(value.numel() == 0 for value in other.state_dict().values())
+    other.load_state_dict(saved.state_dict())
+    assert other.filled and all(
+        torch.equal(value, other.state_dict()[key]) for key, value in saved.state_dict().items()
+    )
+    assert sorted(other.draw(5, torch.Generator()).tolist()) == list(range(5)) and other.by_age(1, 5).shape[1] == 5
+    other.write(torch.tensor([0]), torch.full((1, 1, 1, 2), 9.0), torch.tensor([9]))
+    assert float(saved.images.max()) == 9 and int(saved.visits.max()) == 4 and float(saved.images[0].max()) == 1
+    other.load_state_dict(ReplayBuffer(7, (1, 1, 2)).state_dict())
+    assert not other.filled
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ReplayBuffer(5, (1, 2, 2)).load_state_dict(saved.state_dict())
 
 
 def test_a_device_without_room_is_told_apart_from_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = ReplayBuffer(1000, (3, 32, 32))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 32 * 32 * 4 * 100, 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * 32 * 32 * 4 * 100, 10**9))
 
-    def full(_: Tensor) -> Tensor:
+    def full(_: int) -> None:
         raise torch.OutOfMemoryError
 
+    monkeypatch.setattr(buffer, "_resize", full)
     with pytest.raises(clf.ConfigError, match=r"of GPU memory are free.*set method\.buffer_size=50 or less"):
-        nn.Sequential(buffer)._apply(full)  # type: ignore[no-untyped-call]
+        buffer.make_room()
 
 
 def test_free_memory_is_known_here() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fakes import FakeContext
-from hard_sample_ring import IMAGES, SIDE, batch, gradients, method, played, ring, same
+from hard_sample_ring import IMAGES, SIDE, SPEC, batch, gradients, method, played, ring, same
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -146,6 +150,14 @@ def test_the_generators_of_moco_face_current_keys_and_the_queue() -> None:
         ({"base": "moco", "positives": "supcon"}, "with base=moco the negatives are those of the queue"),
         ({"base": "moco", "denominator": "separate"}, "leave both out, or set base=simclr"),
         ({"enqueue_synth": True}, "needs a queue: set base=moco"),
+        (
+            {"moco": {"queue_size": 64}},
+            r"method\.moco\.queue_size is set, but method\.base is simclr: remove it or set",
+        ),
+        (
+            {"base": "moco", "simclr": {"temperature": 0.1}},
+            r"method\.simclr\.temperature is set, .* method\.base=simclr",
+        ),
         ({"kappa_max": -1}, "greater than or equal to 0"),
         ({"synth_ratio": 0}, "greater than 0"),
         ({"gan_batch": 7}, "multiple of 2"),
@@ -159,10 +171,37 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], sentence: 
 
 def test_latents_must_be_whole_and_shared_by_all_ranks() -> None:
     for ratio in (0.3, 0.125):
-        with pytest.raises(clf.ConfigError, match=r"of train\.batch_size = 8 are .* whole number, 2 or more"):
+        with pytest.raises(clf.ConfigError, match=r"of train\.batch_size = 8 are .* set method\.synth_ratio=0\.25, or"):
             method(synth_ratio=ratio)
     with pytest.raises(clf.ConfigError, match="4 generated images cannot be divided among 3 processes"):
         source.share(4, FakeContext(world_size=3))
+
+
+def test_mistakes_in_the_bases_settings_are_told_with_their_whole_names() -> None:
+    with pytest.raises(clf.ConfigError, match=r"^method\.moco\.queue_size = 30 .* set method\.moco\.queue_size=32$"):
+        method("moco", moco=MoCoConfig(queue_size=30))
+
+
+@pytest.mark.parametrize("base", ["simclr", "moco"])
+def test_the_engine_trains_it_as_it_would_the_base(base: str) -> None:
+    """Optimizer and schedule; the command line still wins."""
+    of_base, _ = settings.resolve([Layer("command line", {"plugin": base})])
+    given = {"plugin": "hard_sample_gen", "method.base": base}
+    ours, _ = settings.resolve([Layer("command line", given)])
+    assert ours.optimizer == of_base.optimizer and ours.schedule == of_base.schedule
+    mine, _ = settings.resolve([Layer("command line", {**given, "optimizer.name": "adamw"})])
+    assert mine.optimizer.name == "adamw"
+
+
+@given(size=st.integers(2, 1000), ratio=st.floats(0.01, 1))
+def test_the_share_of_latents_that_is_advised_is_accepted(size: int, ratio: float) -> None:
+    spec = replace(SPEC, batch_size=size)
+    try:
+        found = game.latents_of(HardSampleConfig(synth_ratio=ratio), spec)
+        assert found == pytest.approx(ratio * size, abs=1e-6)
+    except clf.ConfigError as refused:
+        (advice,) = re.findall(r"set method\.synth_ratio=(\S+), or", str(refused))
+        assert game.latents_of(HardSampleConfig(synth_ratio=float(advice)), spec) == max(2, round(ratio * size))
 
 
 def test_split_batch_norm_must_divide_the_joint_batch() -> None:

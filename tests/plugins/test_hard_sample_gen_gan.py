@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 from hard_sample_ring import SPEC, method, ring, same, state
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import clf
-from clf_hard_sample_gen import (
-    source,
-)
-from clf_hard_sample_gen.gan import SIZES, Discriminator, Generator, doublings
+from clf_hard_sample_gen import HardSampleConfig, source
+from clf_hard_sample_gen.gan import SIZES, Discriminator, Generator, sides
 from clf_hard_sample_gen.methods import HardSample
 
 
-@pytest.mark.parametrize(("side", "channels"), [(8, 1), (16, 3), (32, 1), (64, 3)])
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (16, 3), (28, 1), (32, 1), (48, 3), (64, 3)])
 def test_the_gan_makes_and_judges_images_of_the_size(side: int, channels: int) -> None:
     images = Generator(4, side, channels)(torch.randn(2, 128))
     assert images.shape == (2, channels, side, side) and images.abs().max() <= 1
@@ -50,10 +50,36 @@ def test_spectral_norm_bounds_each_layer_and_rests_in_eval_mode() -> None:
     assert same(state(d), before)
 
 
-def test_only_doubled_sides_can_be_made() -> None:
-    assert [doublings(side) for side in (4, 8, 12, 16, 28, 32, 64, 100)] == [None, 1, None, 2, None, 3, 4, None]
-    with pytest.raises(clf.ConfigError, match=r"data\.image_size = 28 .* 8, 16, 32, 64 or 128"):
-        method(spec=replace(SPEC, image_size=28))
+def test_a_side_is_four_to_seven_pixels_doubled() -> None:
+    """Those of 32 and 64 are the paper's; 28, 48 and 96 are the sides of Fashion-MNIST, the shapes and STL-10."""
+    assert sides(32) == [4, 8, 16, 32] and sides(64) == [4, 8, 16, 32, 64] and sides(8) == [4, 8]
+    assert sides(28) == [7, 14, 28] and sides(48) == [6, 12, 24, 48] and sides(96) == [6, 12, 24, 48, 96]
+    assert sides(224) == [7, 14, 28, 56, 112, 224] and sides(40) == [5, 10, 20, 40]
+
+
+@given(side=st.integers(8, 1024))
+def test_other_sides_are_refused_with_the_two_nearest_that_can_be_made(side: int) -> None:
+    if sides(side)[-1] == side:
+        return
+    with pytest.raises(clf.ConfigError, match=rf"data\.image_size = {side} cannot be made .* set it to") as caught:
+        source.Source(HardSampleConfig(gan="tiny"), replace(SPEC, image_size=side))
+    below, above = (int(word) for word in str(caught.value).split("set it to ")[1].split(" or "))
+    assert below < side < above and sides(below)[-1] == below and sides(above)[-1] == above
+    assert not any(sides(between)[-1] == between for between in range(below + 1, above))
+
+
+@pytest.mark.parametrize(("side", "last"), [(8, 4), (16, 8), (28, 7), (32, 8), (48, 6), (64, 8)])
+def test_the_discriminator_halves_down_to_eight_pixels_or_less(side: int, last: int) -> None:
+    assert Discriminator(2, side, 1).blocks(torch.zeros(1, 1, side, side)).shape == (1, 2, last, last)
+
+
+def test_what_ranks_cannot_share_is_told_before_the_pre_training() -> None:
+    """Not after it: five latents for two ranks stop the first step of all."""
+    made = method(synth_ratio=0.625)
+    ctx = ring(made, world_size=2)
+    with pytest.raises(clf.ConfigError, match="5 generated images cannot be divided among 2 processes"):
+        made.preparation_step(ctx)
+    assert ctx.stepped == []
 
 
 def test_pre_training_steps_both_networks_and_makes_twins_of_the_result() -> None:
@@ -81,6 +107,16 @@ def test_the_gan_sees_the_training_images_and_no_others() -> None:
     seen = torch.cat(ctx.asked)
     assert len(seen) == 40 * 8
     assert sorted(set(seen.tolist())) == list(range(20))
+
+
+def test_the_pre_training_is_announced_with_the_keys_that_shorten_it_until_it_is_over() -> None:
+    made = method(gan_steps=2000)
+    (note,) = made.notes()
+    assert "2,000 steps" in note
+    assert all(f"method.{key}" in note for key in ("gan=lite", "gan_steps", "gan_run"))
+    made.game.source.ready.fill_(True)  # as after a resume
+    assert not made.notes()
+    assert not method(gan_run="runs/a", gan_steps=None).notes()
 
 
 def saved(made: HardSample, **changes: Any) -> clf.SavedMethod:

@@ -100,7 +100,7 @@ def _print(found: Diagnosis) -> None:
     print_table(["phase", "ms/step", "share", "what it is"], rows)
     print_text(
         f"\n{found.images_per_second:,.0f} images/s, {1000 * found.seconds:.0f} ms a step; the whole training takes "
-        f"about {_clock(found.total_steps * found.seconds)}. Memory: {_memory(found)}.\n"
+        f"about {_clock(found.total_steps * found.seconds)}{_before(found)}. Memory: {_memory(found)}.\n"
     )
     if found.trial_batch != found.batch_size:
         print_text(f"Tried on batches of {found.trial_batch}, because a step of the whole batch is slow:")
@@ -126,6 +126,11 @@ def _row(trial: Trial) -> list[str | None]:
             effect += f"; the first step took {trial.first_seconds:.0f} s"
     noise = f"{trial.noise:.2f}" if len(trial.rates) > 2 else None  # given up after a round
     return [name, f"{median(trial.rates):,.0f}", f"{trial.gain:.2f}", noise, effect]
+
+
+def _before(found: Diagnosis) -> str:
+    count = found.preparation_steps
+    return f", after {count:,} steps of preparation, which are not measured here" if count else ""
 
 
 def _memory(found: Diagnosis) -> str:

@@ -56,6 +56,8 @@ class Diagnosis:
     backbone: str
     batch_size: int
     total_steps: int
+    preparation_steps: int
+    """That come before, and are not measured."""
     steps: int
     """That the phases were measured over."""
     seconds: float
@@ -160,6 +162,7 @@ def _measure(plain: Subject, steps: int | None, compiled: bool, say: Say, second
         backbone=config.backbone.name,
         batch_size=plain.images,
         total_steps=trainer.total_steps,
+        preparation_steps=trainer.preparation_steps,
         steps=steps,
         seconds=plain.images / rate,
         phases=phases,
@@ -223,7 +226,13 @@ def _for_trials(plain: Subject, ranks: Ranks, say: Say) -> Iterator[Subject]:
         yield plain
         return
     say(f"trying settings with batches of {size}, because a step takes {plain.seconds:.1f} s")
-    with closing(_subject(plain, changed(config, Setting("train.batch_size", size)), ranks)) as small:
+    try:
+        small = _subject(plain, changed(config, Setting("train.batch_size", size)), ranks)
+    except ClfError:  # a queue, say, whose length is no multiple of it
+        say("trying settings with the whole batch, because the method takes no smaller one")
+        yield plain
+        return
+    with closing(small):
         yield small
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 LARGEST = 112
 """Side in pixels of a thumbnail, at most."""
-
-
 LARGEST_GRID = 1600
+"""Side in pixels of a grid of images, at most."""
 GAP = 2
 """White pixels between the images of a grid."""
 

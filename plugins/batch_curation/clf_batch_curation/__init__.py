@@ -54,6 +54,11 @@ class BatchCuration(SimCLR):
         _check(config, data)
         usual = math.ceil(min(10, data.epochs / 10))  # the end of the warm-up
         self.start_epoch = min(usual, data.epochs - 1) if config.start_epoch is None else config.start_epoch
+        if config.stop_epoch is not None and config.stop_epoch <= self.start_epoch:
+            raise clf.ConfigError(
+                f"method.stop_epoch = {config.stop_epoch} leaves nothing to curate: in train.epochs = {data.epochs} it "
+                f"starts with epoch {self.start_epoch}; set method.start_epoch below it too"
+            )
         self.budget = RunningQuantile(1 - config.phi, config.beta)  # Q
         self.alike = RunningQuantile(config.conflict_quantile, config.beta)  # tau_n
         if config.mode == "reject_batch":

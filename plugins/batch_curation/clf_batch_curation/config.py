@@ -70,6 +70,14 @@ class BatchCurationConfig(SimCLRConfig):
                 "writes one",
             ),
             (self.oracle and self.mode != "oracle", "oracle is read with method.mode=oracle only: set both or neither"),
+            (
+                self.dissimilar_action == "mask" and self.sides != "both",
+                "dissimilar_action = mask is of method.sides=both: set that too, or leave it out",
+            ),
+            (
+                self.trials != 4 and self.mode not in ("best_of_k", "reject_batch"),
+                "trials are of method.mode=best_of_k and method.mode=reject_batch: set one of them, or leave it out",
+            ),
             (self.sides == "both" and self.mode != "refresh", "sides = both goes with method.mode=refresh only"),
             (
                 self.fallback == "drop" and (self.sides == "both" or self.mode not in ("refresh", "oracle")),

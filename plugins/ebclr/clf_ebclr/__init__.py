@@ -16,7 +16,7 @@ import clf
 from clf import losses
 from clf_ebclr.buffer import ReplayBuffer
 from clf_ebclr.config import EBCLRConfig
-from clf_ebclr.energy import log_density, squared_norms
+from clf_ebclr.energy import log_density, precise, squared_norms
 from clf_ebclr.proposal import Proposal
 from clf_ebclr.sampler import frozen, noise_scale, normal, run_chains
 
@@ -99,7 +99,7 @@ class EBCLR(clf.Method[EBCLRConfig]):
         """
         settings = self.config
         disc = self.discriminative(u, v, ctx)
-        partners = ctx.gather(v)  # (M, E)
+        partners = ctx.gather(precise(v))  # (M, E); ranks add up gradients in this type
         data_energy = -log_density(u, partners, settings.temperature).mean()
         sample_energy = -log_density(w, partners, settings.temperature).mean()
         generative = data_energy - sample_energy
@@ -128,7 +128,7 @@ class EBCLR(clf.Method[EBCLRConfig]):
         """
         mine, m = _rows(ctx, len(batch)), ctx.world_size * len(batch)
         proposal = Proposal(self.config, self.data.n_images, batch, ctx)
-        if ctx.step == 0 and not self.buffer.filled:
+        if not self.buffer.filled:
             proposal.fill(self.buffer)
         slots = self.buffer.draw(m, ctx.generator("slots")).to(ctx.device)  # (M,)
         fresh = self._restarts(m, ctx.generator("restarts"))  # (M,) bool

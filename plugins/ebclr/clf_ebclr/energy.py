@@ -32,12 +32,13 @@ def log_density(u: Tensor, partners: Tensor, temperature: float) -> Tensor:
 
 def squared_norms(u: Tensor) -> Tensor:
     """(N, E) -> (N,): squared lengths of raw projections, in float32 at least."""
-    return _precise(u).square().sum(1)
+    return precise(u).square().sum(1)
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(_precise(x), dim=1)
+    return F.normalize(precise(x), dim=1)
 
 
-def _precise(x: Tensor) -> Tensor:
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
     return x if x.dtype == torch.float64 else x.float()

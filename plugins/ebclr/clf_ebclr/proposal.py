@@ -22,7 +22,12 @@ class Proposal:
 
     @torch.no_grad()
     def fill(self, buffer: ReplayBuffer) -> None:
-        """The first content of the buffer, as of chains that are past all stages of the noise. Alike on all ranks."""
+        """The first content of the buffer, as of chains that are past all stages of the noise. Alike on all ranks.
+
+        Raises:
+            clf.ConfigError: the buffer does not fit into memory.
+        """
+        buffer.make_room()
         index = torch.randint(self.n_images, (buffer.length,), generator=self.ctx.generator("buffer images"))  # (L,)
         noise = self.ctx.device_generator("buffer noise")
         for slots in torch.split(torch.arange(buffer.length), self.settings.buffer_chunk):
@@ -30,7 +35,6 @@ class Proposal:
             view = self._view(index[slots], places, self.ctx.generator(f"buffer views {int(slots[0])}"))
             view = view + self.settings.view_noise * normal(len(slots), view, noise)
             buffer.write(slots, 2 * view - 1, torch.full_like(slots, INITIAL_VISITS))
-        buffer.filled.fill_(True)
 
     def restart(self, start: Tensor, fresh: Tensor, mine: slice) -> Tensor:
         """The starts (N, C, S, S) of this rank's rows ``mine``, exchanged where ``fresh`` (M,) holds."""

@@ -75,8 +75,7 @@ class HardSampleConfig(clf.MethodConfig):
         for key, field in type(theirs).model_fields.items():
             if getattr(theirs, key) != field.default:
                 raise ValueError(
-                    f"method.{other}.{key} is set, but method.base is {self.base}: remove it or set "
-                    f"method.base={other}"
+                    f"method.{other}.{key} is set, but method.base is {self.base}: remove it or set method.base={other}"
                 )
         if self.pair_mode != "twin" and self.variant not in PAIRED:
             raise ValueError(

@@ -32,16 +32,12 @@ SIZES = {"full": Size(256, 128, 100_000, 5), "lite": Size(128, 64, 20_000, 2), "
 
 
 def sides(image_size: int) -> list[int]:
-    """Sides of the generator's feature maps: 4 to 7 pixels, doubled at least once, up to those of the image.
+    """Sides of the generator's feature maps: 4 to 7 pixels, doubled once or more, as near below the image's as may be.
 
-    Raises:
-        ValueError: the image has another side; the message names the nearest ones.
+    32 is 4 doubled three times, 28 is 7 doubled twice, 96 is 6 doubled four times; 100 cannot be made, and gives 96.
     """
     k = max(1, image_size.bit_length() - 3)
-    first = image_size >> k
-    if first < 4 or first << k != image_size:
-        below = max(4, first) << k
-        raise ValueError(f"{below} or {below + (1 << k)}" if below < image_size else f"{below}")
+    first = max(4, image_size >> k)
     return [first << i for i in range(k + 1)]
 
 

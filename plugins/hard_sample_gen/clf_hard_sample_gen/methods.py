@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +77,9 @@ class HardSample(clf.Method[Any]):
     def after_step(self, ctx: clf.Context) -> None:
         super().after_step(ctx)
         self.game.play(ctx, [self.backbone, self.projector], self.encode, self.config.temperature)
+
+    def notes(self) -> Sequence[str]:
+        return self.game.source.notes()
 
     def pictures(self) -> Mapping[str, Tensor]:
         return self.game.pictures()

@@ -32,13 +32,12 @@ class Source(nn.Module):
 
     def __init__(self, config: HardSampleConfig, data: clf.DataSpec) -> None:
         super().__init__()
-        try:
-            sides(data.image_size)
-        except ValueError as near:
+        first, *_, near = sides(data.image_size)
+        if near != data.image_size:
             raise clf.ConfigError(
-                f"data.image_size = {data.image_size} cannot be made by the GAN, which doubles 4, 5, 6 or 7 pixels "
-                f"again and again: set it to {near}"
-            ) from near
+                f"data.image_size = {data.image_size} cannot be made by the GAN, which doubles a side of 4, 5, 6 or 7 "
+                f"pixels again and again: set it to {near} or {near + near // first}"
+            )
         size = SIZES[config.gan]
         self.config, self.data = config, data
         self.steps = config.gan_steps or size.steps
@@ -58,6 +57,16 @@ class Source(nn.Module):
     @property
     def preparation_steps(self) -> int:
         return self.steps if self.config.gan_run is None else 1
+
+    def notes(self) -> list[str]:
+        """What a user should know before hours of pre-training; nothing once they are over."""
+        if bool(self.ready) or self.config.gan_run is not None:
+            return []
+        return [
+            f"A GAN is trained first, for {self.steps:,} steps, which may take far longer than all the rest. "
+            "method.gan=lite (or tiny) and method.gan_steps make that shorter; method.gan_run=RUN_FOLDER takes the GAN "
+            "of another run."
+        ]
 
     def prepare(self, ctx: clf.Context) -> bool:
         """One step of the pre-training, or the one that reads another run's GAN. Returns whether it was the last."""
