@@ -9,10 +9,10 @@ train on and the fifth to test: "4+1 batches") or `data.name=cifar10 data.root=d
 
 A cell is one training with its evaluation, and its result one line of DIR/NAME.jsonl; cells that have one are left out,
 so the script can be killed and started again, and several processes can share the work with --part. The script prints
-mean ± standard deviation over seeds, and differences paired by seed. Scale cpu is meant for two cores and an hour or two
-in all: 5,000 images of 32 pixels (others for each seed), a network of 0.4 M parameters that halves the resolution at
-once, k-NN and linear probe on the features of 10,000 labelled training images. Scale gpu is ResNet-18 with a small-image
-stem on all images, 200 epochs.
+mean ± standard deviation over seeds, and differences paired by seed. Scale cpu is meant for two cores and an hour or
+two: 5,000 images of 32 pixels (others for each seed), a network of 0.4 M parameters that halves the resolution at
+once, k-NN and linear probe on the features of 10,000 labelled training images. Scale gpu is ResNet-18 with a stem for
+small images on all images, 200 epochs.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_usage_errors_exit_with_2(run_cli: Cli, words: tuple[str, ...]) -> None:
         (["--plugin", "simclr", "train.epoch=3"], ["'train.epoch'", "command line", "'train.epochs'", "at least 1"]),
         (["--plugin", "simclr", "method.temprature=1"], ["'method.temperature'", "float, above 0"]),
         (["--plugin", "simclr", "train.epochs=many"], ["train.epochs = 'many'", "command line", "int, at least 1"]),
-        (["--plugin", "simclr", "optimizer.name=adam"], ["one of adamw, sgd, lars"]),
+        (["--plugin", "simclr", "optimizer.name=rmsprop"], ["one of adamw, adam, sgd, lars"]),
         (["--plugin", "simclr", "train.epochs=[1"], ["value of train.epochs is not valid YAML"]),
         (["--plugin", "simclr", "train.epochs=3", "more"], ["'more' is not of the form key=value"]),
         (["--plugin", "simclr", "no_such_folder"], ["'no_such_folder' is neither a folder"]),
