@@ -119,8 +119,8 @@ def test_a_training_that_was_stopped_in_an_epoch_ends_with_the_same_bits(tmp_pat
     ],
     ids=["both sides", "mask", "best_of_k", "scored in train mode", "single_pass"],
 )
-def test_two_and_four_ranks_equal_one_process(changes: dict[str, Any]) -> None:
-    report = verify.ranks("batch_curation", changes, counts=[2, 4])
+def test_two_ranks_equal_one_process(changes: dict[str, Any]) -> None:
+    report = verify.ranks("batch_curation", changes, counts=[2])
     assert report.holds, str(report)
 
 

@@ -302,7 +302,7 @@ def latents_of(config: HardSampleConfig, data: clf.DataSpec) -> int:
         clf.ConfigError: the batch has no such share, or it is a single one.
     """
     exact = config.synth_ratio * data.batch_size
-    if exact < 2 or abs(exact - round(exact)) > 1e-6:
+    if round(exact) < 2 or abs(exact - round(exact)) > 1e-6:
         raise clf.ConfigError(
             f"method.synth_ratio = {config.synth_ratio:g} of train.batch_size = {data.batch_size} are {exact:g} "
             "latents in a step, and a whole number, 2 or more, is needed: set method.synth_ratio="
