@@ -1,6 +1,6 @@
 """What the papers claim, against SimCLR on equal terms: same backbone, images, augmentation and draws, three seeds.
 
-    python tests/benchmarks/claims.py NAME [--scale cpu|gpu] [--out DIR] [--part I/N] [--seeds 0,1,2] [key=value ...]
+    python tests/benchmarks/claims.py NAME [--scale cpu|gpu] [--out DIR] [--part I/N] [--seeds 0,1,2] [--only ROW] ...
     python tests/benchmarks/claims.py NAME --table [--out DIR]
 
 NAME is dcl, curves (moco, nnclr), batch_curation, ebclr, hard_sample_gen or all. Settings go to the training as they
@@ -366,6 +366,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("claims"))
     parser.add_argument("--part", default="0/1", help="I/N: of N processes this is number I, counted from 0")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", help="a part of the name of the rows to train")
     parser.add_argument("--table", action="store_true", help="print what there is and train nothing")
     words, overrides = parser.parse_known_args()
     scale, given = SCALES[words.scale], dict(parse_overrides(overrides).values)
@@ -375,7 +376,7 @@ def main() -> None:
     for name in GRIDS if words.name == "all" else [words.name]:
         path = words.out / f"{name}.jsonl"
         for cell in [] if words.table else share_of(name, cells(name, scale, seeds), number, parts):
-            if cell.key not in {r["key"] for r in read(path)}:
+            if words.only in cell.row and cell.key not in {r["key"] for r in read(path)}:
                 result = measure(cell, scale, words.out, given)
                 with path.open("a") as file:
                     file.write(json.dumps(result) + "\n")
