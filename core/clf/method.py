@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from clf.augment import Draws, Recipe, crop_boxes, simclr_recipe
+from clf.errors import PluginError
 
 if TYPE_CHECKING:
     from clf.backbones import Backbone
@@ -285,8 +286,14 @@ class Method(nn.Module, ABC, Generic[C]):
         """One step of what has to be trained before, such as a generator. Checkpointed and resumed like the training.
 
         It takes its images from ``ctx.images``; the batches and draws of the training are the same with and without.
+
+        Raises:
+            PluginError: the method asks for such steps and does not say what they are.
         """
-        raise NotImplementedError(f"{type(self).__name__} asks for preparation steps and has no preparation_step")
+        raise PluginError(
+            f"method {self.name!r} asks for {self.preparation_steps} preparation_steps and has no preparation_step: "
+            "write one, or leave preparation_steps out"
+        )
 
     def next_batch(self, stream: BatchStream, ctx: Context) -> Batch:
         """The batch to train on; override to choose batches by their content. Called under the training's autocast."""

@@ -302,11 +302,11 @@ def pretrained(cell: Cell, scale: Scale, out: Path, given: dict[str, Any]) -> Ru
     return run
 
 
-def share_of(name: str, todo: Sequence[Cell], number: int, parts: int) -> list[Cell]:
+def share_of(name: str, asked: Sequence[Cell], number: int, parts: int) -> list[Cell]:
     """The cells of one of several processes; those that share a GAN stay together."""
-    groups = list(dict.fromkeys((cell.column, cell.seed) if name == "hard_sample_gen" else cell.key for cell in todo))
+    groups = list(dict.fromkeys((cell.column, cell.seed) if name == "hard_sample_gen" else cell.key for cell in asked))
     mine = set(groups[number::parts])
-    return [cell for cell in todo if cell.key in mine or (cell.column, cell.seed) in mine]
+    return [cell for cell in asked if cell.key in mine or (cell.column, cell.seed) in mine]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

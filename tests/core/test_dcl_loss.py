@@ -12,22 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_threads import on_ranks
 from torch import Tensor
+from toy_views import toy
 
 from clf.losses import attraction_weights, dcl, decouple, decouple_views, nt_xent
 
 TEMPERATURES = st.sampled_from([0.01, 0.05, 0.1, 0.5, 1.0, 10.0])
-
-
-def toy(spread: float = 0.25) -> tuple[Tensor, Tensor]:
-    """Four images in five dimensions, without random numbers.
-
-    a = sin(1 + 1.7 i + 0.9 d) and b = a + spread cos(0.5 + 0.8 i + 1.3 d).
-    """
-    i = torch.arange(4, dtype=torch.float64)[:, None]
-    d = torch.arange(5, dtype=torch.float64)[None, :]
-    a = torch.sin(1.0 + 1.7 * i + 0.9 * d)
-    b = a + spread * torch.cos(0.5 + 0.8 * i + 1.3 * d)
-    return a, b
 
 
 def random_views(n: int, e: int, seed: int) -> tuple[Tensor, Tensor]:

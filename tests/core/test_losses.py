@@ -9,20 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from toy_views import toy
 
 from clf.losses import nt_xent
-
-
-def toy(spread: float) -> tuple[Tensor, Tensor]:
-    """Four images in five dimensions, without random numbers.
-
-    a = sin(1 + 1.7 i + 0.9 d) and b = a + spread cos(0.5 + 0.8 i + 1.3 d).
-    """
-    i = torch.arange(4, dtype=torch.float64)[:, None]
-    d = torch.arange(5, dtype=torch.float64)[None, :]
-    a = torch.sin(1.0 + 1.7 * i + 0.9 * d)
-    b = a + spread * torch.cos(0.5 + 0.8 * i + 1.3 * d)
-    return a, b
 
 
 def naive(a: Tensor, b: Tensor, tau: float) -> list[float]:

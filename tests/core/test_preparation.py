@@ -151,6 +151,12 @@ def test_a_mistake_told_in_the_first_step_leaves_no_run(tmp_path: Path, place: s
     assert not (tmp_path / "mistaken").exists()
 
 
+def test_preparation_without_a_step_of_it_is_told(tmp_path: Path) -> None:
+    body = methods.PREPARED.replace("def preparation_step(", "def something_else(")
+    with pytest.raises(PluginError, match="asks for 7 preparation_steps and has no preparation_step"):
+        training.train(configured(tmp_path, body), callbacks=[])
+
+
 def test_groups_have_their_own_optimizers_and_schedules(prepared: Run) -> None:
     what = experiment.load(prepared)
     groups = make_groups(what.method, what.config)

@@ -34,13 +34,13 @@ class FakeContext:
         return self.generator(name)
 
     def images(self, index: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("a method that is tested with these batches looks at no other images")
 
     def gather(self, x: Tensor) -> Tensor:
         return self.collect(x)
 
     def minimize(self, group: str, loss: Tensor) -> None:
-        raise NotImplementedError
+        raise AssertionError("a method that is tested with this context has one optimizer")
 
     def log(self, **metrics: float | Tensor) -> None:
         self.logged.update(metrics)
