@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_settings import SMALL
 
 from clf import config as configuration
 from clf import training
@@ -19,15 +20,7 @@ multiprocessing.set_forkserver_preload(["clf.verify.child"])
 
 TINY = {
     "plugin": "simclr",
-    "data.name": "shapes",
-    "data.image_size": 16,
-    "data.options.train_images": 96,
-    "data.options.test_images": 48,
-    "backbone.name": "test_resnet",
-    "train.epochs": 2,
-    "train.batch_size": 16,
-    "train.threads": 1,
-    "train.device": "cpu",
+    **SMALL,
     "train.checkpoint_every": 1,
     "monitor.knn_every": 1,
     "monitor.log_every": 2,

@@ -9,6 +9,7 @@ import plugins_to_verify as methods
 import pytest
 import torch
 from plugins_to_verify import plugin_file
+from small_settings import SMALL
 
 import clf
 from clf import checkpoint, config, experiment, report, training, verify
@@ -24,23 +25,15 @@ SHARED = torch.nn.Parameter(torch.zeros(2))
 WITHOUT = methods.PREPARED.replace("preparation_steps = 7", "preparation_steps = 0").replace("assert self.frozen", "#")
 
 
-SMALL = {
-    "data.name": "shapes",
-    "data.image_size": 16,
-    "data.options.train_images": 96,
-    "data.options.test_images": 48,
-    "backbone.name": "test_resnet",
-    "train.epochs": 2,
-    "train.batch_size": 16,
-    "train.threads": 1,
-    "train.device": "cpu",
+UNWATCHED = {
+    **SMALL,
     "monitor.knn_every": 0,
     "monitor.log_every": 3,
 }
 
 
 def configured(folder: Path, body: str = methods.PREPARED, **changes: Any) -> Config:
-    values = {**SMALL, "run.dir": str(folder), "plugin": plugin_file(folder, body), **changes}
+    values = {**UNWATCHED, "run.dir": str(folder), "plugin": plugin_file(folder, body), **changes}
     return config.build([config.Layer("test", values)])[0]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_settings import SMALL
 from torch import Tensor
 
 import clf
@@ -57,15 +58,8 @@ def built_in() -> set[str]:
 def configured(name: str, folder: Path, **changes: Any) -> Config:
     plugin, own = EVERY[name]
     small = {
+        **SMALL,
         "run.dir": str(folder),
-        "data.image_size": 16,
-        "data.options.train_images": 96,
-        "data.options.test_images": 16,
-        "backbone.name": "test_resnet",
-        "train.batch_size": 16,
-        "train.epochs": 2,
-        "train.threads": 1,
-        "train.device": "cpu",
         "train.max_steps": 6,
         "monitor.knn_every": 0,
         "monitor.log_every": 1,

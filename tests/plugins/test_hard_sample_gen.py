@@ -16,6 +16,7 @@ from hard_sample_ring import IMAGES, SIDE, SPEC, batch, gradients, method, playe
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_settings import SMALL
 from torch import Tensor
 
 import clf
@@ -239,18 +240,10 @@ def test_pictures_are_grids_of_images(changes: dict[str, Any], rows: int) -> Non
 
 def configured(folder: Path, name: str, plugin: str, **changes: Any) -> Config:
     small = {
+        **SMALL,
         "run.dir": str(folder),
         "run.name": name,
         "plugin": plugin,
-        "data.name": "shapes",
-        "data.image_size": 16,
-        "data.options.train_images": 64,
-        "data.options.test_images": 16,
-        "backbone.name": "test_resnet",
-        "train.batch_size": 16,
-        "train.epochs": 2,
-        "train.threads": 1,
-        "train.device": "cpu",
         "train.max_steps": 5,
         "monitor.knn_every": 0,
         "monitor.log_every": 1,
@@ -299,5 +292,5 @@ def test_a_run_with_another_runs_gan_begins_with_its_twins(tmp_path: Path) -> No
     giver.path.rename(tmp_path / "elsewhere")
     assert experiment.load(taker).method.pictures()  # the other run is needed once only
     fewer = {**reuse, "method.gan_run": str(tmp_path / "elsewhere"), "data.options.train_images": 48}
-    with pytest.raises(clf.ConfigError, match=r"trained on other images .* 64 of them\) than this run's \(.*, 48\)"):
+    with pytest.raises(clf.ConfigError, match=r"trained on other images .* 96 of them\) than this run's \(.*, 48\)"):
         training.train(configured(tmp_path, "fewer", "hard_sample_gen", **fewer), callbacks=[])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from fakes import FakeContext, backbone, batch, data, rows_of
 from pydantic import ValidationError
+from rank_equality import IMAGES, assert_ranks_equal_one_process
 from rank_threads import Gather, on_ranks
 from torch import Tensor
 
@@ -212,42 +213,9 @@ def test_plain_batch_norm_is_left_as_it_is_and_nothing_is_shuffled() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_equal_one_process(count: int, symmetric: bool) -> None:
-    """Three steps of gradient descent in float64: loss, metrics, weights, queue."""
-    one = moco(spec=data(batch_size=12), queue_size=24, symmetric=symmetric, momentum=0.5)
+    one = moco(spec=data(batch_size=IMAGES), queue_size=24, symmetric=symmetric, momentum=0.5)
     one.shuffled = True
-    many = [copy.deepcopy(one) for _ in range(count)]
-    for step in range(3):
-        images = batch(12, seed=step)
-        whole = one.training_step(images, FakeContext(step))
-
-        def work(rank: int, gather: Gather, images: clf.Batch = images, step: int = step) -> clf.StepOutput:
-            return many[rank].training_step(rows_of(images, rank, count), FakeContext(step, rank, count, gather))
-
-        parts = on_ranks(count, work)
-        loss = torch.stack([part.loss for part in parts]).mean()
-        torch.testing.assert_close(loss, whole.loss, rtol=1e-12, atol=1e-12)
-        for name, value in whole.metrics.items():
-            mean = torch.stack([torch.as_tensor(part.metrics[name]) for part in parts]).mean()
-            torch.testing.assert_close(mean, torch.as_tensor(value), rtol=1e-6, atol=1e-9)
-        descend([one], whole.loss)
-        descend(many, loss)
-    for method in many:
-        for name, value in one.state_dict().items():
-            torch.testing.assert_close(method.state_dict()[name], value, rtol=1e-12, atol=1e-12)
-        assert torch.equal(method.queue.rows, many[0].queue.rows)
-
-
-def descend(copies: list[MoCo], loss: Tensor) -> None:
-    """One step of size 0.1 with the gradient summed over copies, then the momentum update."""
-    loss.backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for same in zip(*(m._query_encoder().parameters() for m in copies), strict=True):
-            gradient = sum(p.grad for p in same if p.grad is not None)
-            for p in same:
-                p -= 0.1 * gradient
-                p.grad = None
-    for method in copies:
-        method.after_step(FakeContext())
+    assert_ranks_equal_one_process(one, count)
 
 
 def test_queue_pointer_and_key_encoder_survive_a_checkpoint() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import FakeContext, backbone, batch, data, rows_of
+from fakes import FakeContext, backbone, batch, data
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from rank_threads import Gather, on_ranks
+from rank_equality import IMAGES, assert_ranks_equal_one_process
 from torch import Tensor, nn
 
 import clf
@@ -177,39 +176,7 @@ def test_the_support_set_is_first_in_first_out() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_ranks_equal_one_process(count: int) -> None:
-    """Three steps of gradient descent in float64: loss, metrics, weights, support set."""
-    one = bare(spec=data(batch_size=12), queue_size=24)
-    many = [copy.deepcopy(one) for _ in range(count)]
-    for step in range(3):
-        images = batch(12, seed=step)
-        whole = one.training_step(images, FakeContext(step))
-
-        def work(rank: int, gather: Gather, images: clf.Batch = images, step: int = step) -> clf.StepOutput:
-            return many[rank].training_step(rows_of(images, rank, count), FakeContext(step, rank, count, gather))
-
-        parts = on_ranks(count, work)
-        loss = torch.stack([part.loss for part in parts]).mean()
-        torch.testing.assert_close(loss, whole.loss, rtol=1e-12, atol=1e-12)
-        for name, value in whole.metrics.items():
-            mean = torch.stack([torch.as_tensor(part.metrics[name]) for part in parts]).mean()
-            torch.testing.assert_close(mean, torch.as_tensor(value), rtol=1e-6, atol=1e-9)
-        descend([one], whole.loss)
-        descend(many, loss)
-    for method in many:
-        for name, value in one.state_dict().items():
-            torch.testing.assert_close(method.state_dict()[name], value, rtol=1e-12, atol=1e-12)
-        assert torch.equal(method.queue.rows, many[0].queue.rows) and torch.equal(method.ids, many[0].ids)
-
-
-def descend(copies: list[NNCLR], loss: Tensor) -> None:
-    """One step of size 0.1 with the gradient summed over copies."""
-    loss.backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for same in zip(*(m.parameters() for m in copies), strict=True):
-            gradient = sum(p.grad for p in same if p.grad is not None)
-            for p in same:
-                p -= 0.1 * gradient
-                p.grad = None
+    assert_ranks_equal_one_process(bare(spec=data(batch_size=IMAGES), queue_size=24), count)
 
 
 def test_the_support_set_survives_a_checkpoint() -> None:
