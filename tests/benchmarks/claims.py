@@ -252,6 +252,8 @@ def configured(cell: Cell, scale: Scale, out: Path, given: dict[str, Any]) -> Co
     """The cell's configuration: the command line wins over the cell, the cell over the scale."""
     quiet = {"monitor.knn_every": 0, "train.checkpoint_minutes": 60, "run.dir": str(out / "runs")}
     values = {**quiet, **scale.common, **cell.settings, **given, "seed": cell.seed}
+    if "method.gan_run" in values:
+        values.pop("method.gan_steps", None)  # its GAN is trained already
     return settings.resolve([Layer("claims.py", values)])[0]
 
 
