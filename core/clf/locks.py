@@ -14,6 +14,10 @@ from typing import IO
 from clf.errors import RunError
 
 
+class HeldError(RunError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def lock(path: Path, complaint: str) -> Iterator[None]:
     """Holds a lock file. It belongs to this process alone: children that it forks do not keep it.
@@ -22,7 +26,8 @@ def lock(path: Path, complaint: str) -> Iterator[None]:
         complaint: the sentence for the second who comes; ``{holder}`` becomes the first one's process and machine.
 
     Raises:
-        RunError: another process holds it, or the file cannot be written.
+        HeldError: another process holds it.
+        RunError: the file cannot be written.
     """
     try:
         file = path.open("a+", encoding="utf-8")
@@ -32,7 +37,7 @@ def lock(path: Path, complaint: str) -> Iterator[None]:
         if not _acquire(file):
             file.seek(0)
             sentence = complaint.format(holder=file.read(200).strip() or "another process")
-            raise RunError(f"{sentence}: wait until it ends, or stop it")
+            raise HeldError(f"{sentence}: wait until it ends, or stop it")
         _sign(file)
         yield
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ class Trainer:
         self.ending: str | None = None
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
+        self._started = time.monotonic()
 
     @property
     def epoch(self) -> float:
@@ -132,7 +133,7 @@ class Trainer:
                 good.
             Interrupted: a signal came; the checkpoint of this step is written.
         """
-        started = time.monotonic() - self.seconds
+        self._started = time.monotonic() - self.seconds
         self.state = "failed"
         devices = [self.device] if self.device.type == "cuda" else []
         try:
@@ -140,7 +141,7 @@ class Trainer:
                 self._tell("on_start")
                 while self.prepared < self.preparation_steps:
                     self.prepare()
-                    self.seconds = time.monotonic() - started
+                    self.seconds = time.monotonic() - self._started
                     self._after_preparation()
                 first = self.step
                 while self.step < self.total_steps:
@@ -148,7 +149,7 @@ class Trainer:
                     if self.step == first + 1:
                         for note in self.stream.views.notes:
                             self.say(note)
-                    self.seconds = time.monotonic() - started
+                    self.seconds = time.monotonic() - self._started
                     self._after_step()
                 self.state = "complete"
         except KeyboardInterrupt:
@@ -158,6 +159,15 @@ class Trainer:
             self.stream.close()
             self._close()
             self._tell("on_end")
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What a callback does inside is not counted in ``seconds``, the time of the training."""
+        stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - stopped
 
     def _close(self) -> None:
         """Writes how the run ended; an error that is under way is worth more than one about the manifest."""

@@ -375,3 +375,40 @@ def test_cifar_and_stl_arrays_are_put_into_the_same_form(tmp_path: Path, monkeyp
     assert stl.train.labels.tolist() == [0, 1, -1, -1, 1, 0]
     labelled = stl.train.labelled()
     assert labelled is not None and len(labelled) == 4
+
+
+def test_an_official_training_batch_of_cifar10_can_be_the_test_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images in the same order as an archive made of the other batches, so the fingerprint is the same too."""
+    pictures, labels = noise(10, 32, 32, 3), np.arange(10) % 2
+
+    class Fake:
+        def __init__(self, root: str, download: bool, train: bool) -> None:
+            self.data = pictures if train else noise(2, 32, 32, 3, seed=1)
+            self.targets = labels.tolist() if train else [0, 1]
+            self.classes = ["cat", "dog"]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
+
+    def cifar(batch: object) -> DataSource:
+        section = DataSection(name="cifar10", root=str(tmp_path), options={"held_out_batch": batch})
+        return load_source(section, 0)
+
+    source, first = cifar(5), np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    assert source.test is not None and source.split_note == "official training batch 5 held out"
+    assert np.array_equal(source.train.images[:], first[:8]) and np.array_equal(source.test.images[:], first[8:])
+    same = load(archive(tmp_path, images=first[:8], labels=labels[:8], test_images=first[8:], test_labels=labels[8:]))
+    assert source.fingerprint == same.fingerprint
+    middle = cifar(2)
+    assert middle.test is not None and np.array_equal(middle.test.images[:], first[2:4])
+    assert np.array_equal(middle.train.images[:], np.delete(first, [2, 3], axis=0))
+    assert cifar(0).split_note == "official test split" and len(cifar(0).train) == 10
+    with pytest.raises(
+        ConfigError, match=r"held_out_batch must be one of CIFAR-10's training batches, 1 to 5, .* got 6"
+    ):
+        cifar(6)
+    with pytest.raises(ConfigError, match="held_out_batch must be of type int"):
+        cifar("5")
+    with pytest.raises(ConfigError, match=r"data.options.held_out_batch is unknown to data source 'cifar100'"):
+        load_source(DataSection(name="cifar100", root=str(tmp_path), options={"held_out_batch": 1}), 0)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clf.config import DataSection
 from clf.data.source import DataSource, Progress, from_arrays, read_options
-from clf.errors import DataError, missing_extra
+from clf.errors import ConfigError, DataError, missing_extra
+
+_Part: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 _CLASSES = {  # data.name -> class of torchvision.datasets
     "mnist": "MNIST",
@@ -36,19 +38,23 @@ _IDX_NAMES = {
     ],
 }
 _DEFAULT_ROOT = "data"
+_BATCHES = 5
+"""Files that CIFAR-10's training images come in, of equal size."""
 
 
 def load(section: DataSection, seed: int, progress: Progress | None) -> DataSource:
     """A set below ``data.root`` (default ``data``) in torchvision's layout, fetched if ``data.download`` is set.
 
     STL-10 trains on its unlabelled and its training images together; the unlabelled ones have the label -1.
+    ``data.options.held_out_batch=5`` tests on CIFAR-10's fifth official training batch and trains on the
+    other four; the official test images stay unseen.
 
     Raises:
-        ConfigError: an unknown option.
+        ConfigError: an unknown option, or a batch that there is not.
         DataError: the files are not there or damaged, or the download failed.
         MissingExtraError: torchvision is not installed.
     """
-    read_options(section, {})
+    held_out = _held_out_batch(section)
     root = Path(section.root or _DEFAULT_ROOT).expanduser()
     if section.name in _IDX_NAMES:
         folder = root / _PLACE[section.name]
@@ -64,7 +70,33 @@ def load(section: DataSection, seed: int, progress: Progress | None) -> DataSour
         sets = [_torchvision(section, root, train=flag) for flag in (True, False)]
         train, test = [(np.asarray(s.data).transpose(0, 3, 1, 2), np.asarray(s.targets, np.int64)) for s in sets]
         names = list(sets[0].classes)
-    return from_arrays(section, seed, train, test, class_names=names)
+    if not held_out:
+        return from_arrays(section, seed, train, test, class_names=names)
+    train, test = _without_batch(train, held_out)
+    note = f"official training batch {held_out} held out"
+    return from_arrays(section, seed, train, test, class_names=names, split_note=note)
+
+
+def _held_out_batch(section: DataSection) -> int:
+    """The official training batch to test on, counted from 1; 0 for the official test images."""
+    if section.name != "cifar10":
+        read_options(section, {})
+        return 0
+    batch: int = read_options(section, {"held_out_batch": 0})["held_out_batch"]
+    if not 0 <= batch <= _BATCHES:
+        raise ConfigError(
+            f"data.options.held_out_batch must be one of CIFAR-10's training batches, 1 to {_BATCHES}, "
+            f"or 0 for the official test images, got {batch}"
+        )
+    return batch
+
+
+def _without_batch(train: _Part, batch: int) -> tuple[_Part, _Part]:
+    """The images and labels of the other batches, in their order, and those of the batch."""
+    size = len(train[0]) // _BATCHES
+    held = np.arange(len(train[0])) // size == batch - 1
+    images, labels = train
+    return (images[~held], labels[~held]), (images[held], labels[held])
 
 
 def _torchvision(section: DataSection, root: Path, **which: Any) -> Any:
