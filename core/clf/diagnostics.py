@@ -12,34 +12,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from clf.evaluate.results import Diagnostics as Diagnostics
+
 CHUNK = 1024
-
-
-class Diagnostics(BaseModel):
-    """Label-free figures of a set of features (n, D)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    images: int
-    dim: int
-    rank_me: float
-    """Effective number of dimensions, in [1, min(n, D)]."""
-    feature_std: float
-    """Mean standard deviation of a coordinate of unit-length features: 0 collapsed, 1 / sqrt(D) spread evenly."""
-    mean_cosine: float
-    """Cosine between the features of two different images, on average, in [-1, 1]; 0 for features that are zero."""
-    uniformity: float
-    """In [-8, 0], lower is more spread out; 0 collapsed, about -4 for directions spread evenly."""
-    alignment: float | None = None
-    """Squared distance between two views of an image, in [0, 4], lower is closer; None without views."""
-
-    @property
-    def spread(self) -> float:
-        """feature_std relative to that of directions spread evenly over the sphere: 0 collapsed, 1 even."""
-        return self.feature_std * math.sqrt(self.dim)
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from clf.commands.output import print_text
+from clf.commands.output import print_json, print_text
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name inside --runs.")]
 RunsFolder = Annotated[str, typer.Option("--runs", metavar="FOLDER", help="The folder that holds all runs.")]
@@ -24,6 +25,17 @@ def evaluate(
         typer.Argument(metavar="data.KEY=VALUE", help="Settings of the data.", show_default=False),
     ] = None,
     on: Annotated[str | None, typer.Option(metavar="DATA", help="Another data set, named as data.name.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also 1 % and 10 % of the labels, few shots, retrieval; and each class.")
+    ] = False,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Also train the whole network on the labels; slow, as training is.")
+    ] = False,
+    fine_tune_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Epochs of fine-tuning; includes --fine-tune. [default: 20]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     runs_dir: RunsFolder = "runs",
 ) -> None:
     """Measure a run's encoder beside an untrained one and raw pixels: k-NN and a linear probe where labels exist."""
@@ -33,10 +45,22 @@ def evaluate(
     found = open_run(run, runs_dir)
     section = data_section(found.config(), on, words or [])
     from clf.evaluate import evaluate_run, render
+    from clf.evaluate.fine_tune import EPOCHS
 
-    evaluation = evaluate_run(found, section)
+    epochs = fine_tune_epochs or (EPOCHS if fine_tune else None)
+    with Console(stderr=True).status("") as status:
+        evaluation = evaluate_run(
+            found,
+            section,
+            everything=everything,
+            fine_tune_epochs=epochs,
+            say=lambda what: status.update(escape(what)),
+        )
+    if as_json:
+        print_json(evaluation.model_dump(mode="json"))
+        return
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    console.print(render(evaluation))
+    console.print(render(evaluation, classes=everything))
 
 
 def export(

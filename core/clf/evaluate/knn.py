@@ -72,12 +72,23 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temp
     if bank_labels.shape != (len(bank),):
         raise ValueError(f"one label for each bank row is needed, got {tuple(bank_labels.shape)} for {len(bank)} rows")
     scores, rows = nearest(bank, queries, k)  # (m, k)
+    return vote(scores, bank_labels[rows], temperature)
+
+
+def vote(scores: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The class with the largest sum of exp(cos / T) among a query's neighbours, (m,) int64; of equal ones the lowest.
+
+    Args:
+        scores: cosines (m, k), best first.
+        labels: of the neighbours, (m, k) int64, not negative.
+    """
     weights = ((scores - scores[:, :1]).double() / temperature).exp()  # (m, k), the nearest has 1
-    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1, dtype=torch.float64, device=scores.device)
-    votes.scatter_add_(1, bank_labels[rows], weights)
+    votes = torch.zeros(len(scores), int(labels.max()) + 1, dtype=torch.float64, device=scores.device)
+    votes.scatter_add_(1, labels, weights)
     return votes.argmax(1)
 
 
+@torch.no_grad()
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, k: int, temperature: float = 0.1
 ) -> float:

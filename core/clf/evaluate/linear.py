@@ -3,11 +3,19 @@
 The features are cached, not augmented; the classifier is the exact minimum of a convex objective (L-BFGS, full batch)
 instead of SGD, so it has no learning rate to tune. The regularisation is chosen on a held-out part of the training
 split; the test split is read once, at the end.
+
+Features of encoders are strongly correlated, and L-BFGS needs hundreds of passes over them. So it works along their
+principal axes, each scaled by the curvature that the objective has there at W = 0: there the softmax's Hessian is
+(I - 11'/C) / C (Boehning, Multinomial logistic regression algorithm, Ann. Inst. Statist. Math. 44, 1992, equation 1.2),
+so that along an axis of variance v it is v / C + strength. Neither the rotation nor the scale changes the minimum.
+
+On 50,000 x 512 features of CIFAR-10's images (random whitened patches, pooled) the whole probe took 223 passes, where
+L-BFGS on the standardised features themselves had taken 603; seconds are in tests/benchmarks/README.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +27,10 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Candidate L2 strengths, strongest first: each fit starts from the one before."""
 HELD_OUT = 0.2
 """Share of each class of the training split that chooses the strength."""
+PATIENCE = 2
+"""So many strengths in a row that are no better than the best end the search."""
+CHUNK = 8192
+"""Rows that are standardised and rotated at once."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,30 @@ class LinearClassifier:
 
 
 @dataclass(frozen=True)
+class Axes:
+    """The principal axes of standardised features."""
+
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D,)
+    vectors: Tensor  # (D, D), an axis is a column
+    variances: Tensor  # (D,)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """(n, D) -> (n, D) along the axes; lengths and angles of the standardised features stay."""
+        parts = [((part - self.mean) / self.scale) @ self.vectors for part in torch.split(x, CHUNK)]
+        return torch.cat(parts) if parts else x
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """Features of both splits, standardised by the training split and along its principal axes. No labels are used."""
+
+    bank: Tensor  # (n, D)
+    queries: Tensor  # (m, D)
+    variances: Tensor  # (D,)
+
+
+@dataclass(frozen=True)
 class LinearProbe:
     accuracy: float
     """Top-1 on the test split, in [0, 1]."""
@@ -43,6 +79,26 @@ class LinearProbe:
     """The chosen L2 strength."""
     held_out_accuracy: float | None
     """Top-1 of that strength on the held-out part of training; None where no class has two images."""
+    predicted: Tensor = field(compare=False, repr=False)
+    """(m,) int64, the class of each query."""
+
+
+@torch.no_grad()
+def principal_axes(x: Tensor) -> Axes:
+    """Mean, standard deviation and principal axes of features (n, D); constant columns are only centred."""
+    mean, scale = _moments(x)
+    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part in torch.split(x, CHUNK):
+        z = (part - mean) / scale
+        gram += (z.T @ z).double()
+    variances, vectors = torch.linalg.eigh(torch.nan_to_num(gram / len(x)))
+    return Axes(mean, scale, vectors.to(x.dtype), variances.clamp_min(0).to(x.dtype))
+
+
+def rotated(bank: Tensor, queries: Tensor) -> Rotated:
+    """What :func:`probe` takes, from features (n, D) and (m, D) of one type on one device."""
+    axes = principal_axes(bank)
+    return Rotated(axes.rotate(bank), axes.rotate(queries), axes.variances)
 
 
 def linear_probe(
@@ -59,21 +115,31 @@ def linear_probe(
     Raises:
         ValueError: fewer than two classes.
     """
-    classes, targets = torch.unique(bank_labels, return_inverse=True)
+    return probe(rotated(bank, queries), bank_labels, query_labels, seed)
+
+
+def probe(
+    features: Rotated, bank_labels: Tensor, query_labels: Tensor, seed: int, rows: Tensor | None = None
+) -> LinearProbe:
+    """:func:`linear_probe` on rotated features, of which only some ``rows`` (k,) of the bank have labels, if given.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    x = features.bank if rows is None else features.bank[rows]
+    classes, y = torch.unique(bank_labels if rows is None else bank_labels[rows], return_inverse=True)
     if len(classes) < 2:
         raise ValueError("a linear probe needs at least two classes")
-    fit_rows, held_rows = (rows.to(bank.device) for rows in _split(targets.cpu(), seed))
-    strength, held_out = STRENGTHS[len(STRENGTHS) // 2], None
+    fit_rows, held_rows = (part.to(x.device) for part in _split(y.cpu(), seed))
+    strength, held_out, start = STRENGTHS[len(STRENGTHS) // 2], None, None
     if len(held_rows):
-        strength, held_out = _choose(bank, targets, fit_rows, held_rows, len(classes))
-    classifier = fit(bank, targets, len(classes), strength)
-    predicted = classes[classifier.logits(queries).argmax(1)]
-    return LinearProbe(float((predicted == query_labels).double().mean()), strength, held_out)
+        strength, held_out, start = _choose(x, y, features.variances, fit_rows, held_rows, len(classes))
+    weight, bias = minimise(x, y, features.variances, len(classes), strength, start)
+    predicted = classes[F.linear(features.queries, weight, bias).argmax(1)]
+    return LinearProbe(float((predicted == query_labels).double().mean()), strength, held_out, predicted)
 
 
-def fit(
-    x: Tensor, y: Tensor, classes: int, strength: float, start: LinearClassifier | None = None, max_iter: int = 300
-) -> LinearClassifier:
+def fit(x: Tensor, y: Tensor, classes: int, strength: float) -> LinearClassifier:
     """Minimises mean cross entropy + strength / 2 * |W|^2 over W (classes, D) and a bias that is not penalised.
 
     This is scikit-learn's ``LogisticRegression(C=1 / (n * strength))`` on standardised features.
@@ -81,28 +147,47 @@ def fit(
     Args:
         x: (n, D); standardised here by its own mean and standard deviation, constant columns only centred.
         y: (n,) int64 in [0, classes).
-        start: a classifier of the same features to start from.
     """
-    mean, scale = _moments(x)
-    x = (x - mean) / scale  # (n, D)
-    weight = x.new_zeros(classes, x.shape[1]) if start is None else start.weight.clone()
-    bias = x.new_zeros(classes) if start is None else start.bias.clone()
-    weight.requires_grad_()
-    bias.requires_grad_()
+    axes = principal_axes(x)
+    weight, bias = minimise(axes.rotate(x), y, axes.variances, classes, strength)
+    return LinearClassifier(axes.mean, axes.scale, weight @ axes.vectors.T, bias)
+
+
+def minimise(
+    x: Tensor,
+    y: Tensor,
+    variances: Tensor,
+    classes: int,
+    strength: float,
+    start: tuple[Tensor, Tensor] | None = None,
+    max_iter: int = 300,
+    tolerance: float = 1e-9,
+) -> tuple[Tensor, Tensor]:
+    """Weight (classes, D) and bias (classes,) at the minimum of :func:`objective`.
+
+    Args:
+        x: (n, D), centred.
+        variances: (D,) of its columns, which should be uncorrelated; they decide the speed, not the minimum.
+        start: weight and bias to start from.
+        tolerance: a step that changes the objective by less is the last.
+    """
+    unit = (variances / classes + strength).rsqrt()  # (D,) the step along each axis that counts as one
+    weight, bias = start or (x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
+    steps, bias = (weight / unit).requires_grad_(), bias.clone().requires_grad_()  # (classes, D), (classes,)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe",
-        tolerance_grad=1e-6, tolerance_change=1e-9,
+        [steps, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6, tolerance_change=tolerance,
     )  # fmt: skip
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(x, y, weight, bias, strength)
+        loss = objective(x, y, steps * unit, bias, strength)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return LinearClassifier(mean, scale, weight.detach(), bias.detach())
+    return steps.detach() * unit, bias.detach()
 
 
 def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:
@@ -110,16 +195,22 @@ def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, strength: floa
     return F.cross_entropy(F.linear(x, weight, bias), y) + strength / 2 * weight.square().sum()
 
 
-def _choose(x: Tensor, y: Tensor, fit_rows: Tensor, held_rows: Tensor, classes: int) -> tuple[float, float]:
-    """The strength of highest held-out accuracy, the stronger one of equals."""
+def _choose(
+    x: Tensor, y: Tensor, variances: Tensor, fit_rows: Tensor, held_rows: Tensor, classes: int
+) -> tuple[float, float, tuple[Tensor, Tensor]]:
+    """The strength of highest held-out accuracy, the stronger one of equals, that accuracy, and the classifier."""
     x_fit, y_fit, x_held, y_held = x[fit_rows], y[fit_rows], x[held_rows], y[held_rows]
-    best, classifier = (STRENGTHS[0], -1.0), None
+    found: list[tuple[float, float, tuple[Tensor, Tensor]]] = []
+    best, classifier = 0, None
     for strength in STRENGTHS:
-        classifier = fit(x_fit, y_fit, classes, strength, classifier, max_iter=60)
-        accuracy = float((classifier.logits(x_held).argmax(1) == y_held).double().mean())
-        if accuracy > best[1]:
-            best = (strength, accuracy)
-    return best
+        classifier = minimise(x_fit, y_fit, variances, classes, strength, classifier, max_iter=60, tolerance=1e-6)
+        accuracy = float((F.linear(x_held, *classifier).argmax(1) == y_held).double().mean())
+        found.append((strength, accuracy, classifier))
+        if accuracy > found[best][1]:
+            best = len(found) - 1
+        if len(found) - 1 - best == PATIENCE:
+            break
+    return found[best]
 
 
 def _split(y: Tensor, seed: int) -> tuple[Tensor, Tensor]:

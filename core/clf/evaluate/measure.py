@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,71 +14,70 @@ from torch import Tensor, nn
 import clf
 from clf import diagnostics, experiment
 from clf.config import Config, DataSection
-from clf.data import DataSource, Images
 from clf.data.stream import Stream
 from clf.diagnostics import Diagnostics
+from clf.evaluate import words
 from clf.evaluate.features import encode
-from clf.evaluate.knn import knn_accuracy
-from clf.evaluate.linear import HELD_OUT, STRENGTHS, linear_probe
-from clf.evaluate.pixels import LARGEST_RAW, adapt, raw_pixels
-from clf.evaluate.results import Evaluation, KnnScore, LinearScore, Representation, add_evaluation
+from clf.evaluate.fine_tune import fine_tune
+from clf.evaluate.material import DIAGNOSED, PAIRS, Material, other_data, prepare
+from clf.evaluate.pixels import raw_pixels
+from clf.evaluate.results import (
+    OF_ALL,
+    PROTOCOL_NAMES,
+    Evaluation,
+    FineTuned,
+    Representation,
+    add_evaluation,
+)
+from clf.evaluate.results import data_key as data_key
+from clf.evaluate.scores import Labelled, scores
 from clf.experiment import Experiment
 from clf.runs import Run
 
-KNN = (200, 20)
-"""Neighbours that vote."""
-TEMPERATURE = 0.1
-DIAGNOSED = 5000
-"""Images that the label-free figures are computed on, at most."""
-PAIRS = 500
-"""Images whose two views give the alignment, at most."""
+Say: TypeAlias = Callable[[str], None]
+"""Told what is being done, in a few words."""
 
 
-@dataclass(frozen=True)
-class Material:
-    """The clean images of one evaluation in the encoder's format."""
-
-    bank: Images  # (n, C, S, S) uint8
-    queries: Images  # (m, C, S, S) uint8; empty without a test split
-    bank_labels: Tensor | None  # (n,) int64
-    query_labels: Tensor | None  # (m,) int64
-
-    @property
-    def classes(self) -> int | None:
-        return None if self.bank_labels is None else len(torch.unique(self.bank_labels))
-
-    @property
-    def scorable(self) -> bool:
-        """Whether an accuracy can be measured and means something."""
-        return self.query_labels is not None and (self.classes or 0) > 1
+def _silent(what: str) -> None:
+    return
 
 
-def evaluate_run(run: Run, on: DataSection | None = None) -> Evaluation:
+def evaluate_run(
+    run: Run,
+    on: DataSection | None = None,
+    *,
+    everything: bool = False,
+    fine_tune_epochs: int | None = None,
+    say: Say = _silent,
+) -> Evaluation:
     """Measures a run's encoder and its baselines, and adds the result to the run's ``evaluation.json``.
 
     With labels: weighted k-NN and a linear probe. Always: RankMe, alignment, uniformity and feature spread. Nothing is
-    tuned on the test split, and the encoder is the run's last checkpoint.
+    tuned on the test split, and the encoder is the run's last checkpoint. What is not asked for now stays in the file
+    as an earlier evaluation of the same checkpoint and images found it.
 
     Args:
         on: another data set; its images are resized to the run's size and channels. Its training split is the bank
             and its test split the queries.
+        everything: with labels also 1 % and 10 % of them, few shots, and retrieval.
+        fine_tune_epochs: train the encoders on the labels too, which is slow, for so many epochs.
 
     Raises:
         RunError: the run cannot be loaded.
         DataError: the other data set cannot be loaded.
+        TrainingError: fine-tuning diverged; what was measured before it is written.
     """
     started = time.monotonic()
+    say("loading")
     trained = experiment.load(run, same_data=on is None)
-    source = trained.data if on is None else _other(on, trained)
-    material = _material(source, trained)
-    device = run_device(trained.config)
-    rows = []
-    if material.scorable:
-        rows.append(_measure_pixels(material, trained.config.seed, device))
-    for name, what in [*_baselines(trained), ("trained encoder", trained)]:
-        rows.append(_measure(name, what, material, device))
+    source = trained.data if on is None else other_data(on, trained)
+    material = prepare(source, trained)
+    key = data_key(trained.config.data if on is None else on)
+    encoders = [*_baselines(trained), ("trained encoder", trained)]
+    rows = _rows(encoders, material, run_device(trained.config), everything, say)
+    notes = words.notes(source, material, everything, fine_tune_epochs is not None)
     found = rows[-1].diagnostics
-    words = [*_notes(source, material), *_no_gain(rows, len(material.queries))]
+    created = _now()
     evaluation = Evaluation(
         run=run.name,
         step=trained.step,
@@ -87,43 +88,19 @@ def evaluate_run(run: Run, on: DataSection | None = None) -> Evaluation:
         classes=material.classes,
         representations=tuple(rows),
         verdict=diagnostics.verdict(found) if found else None,
-        protocol=_protocol(trained, source, material),
-        notes=tuple(words),
-        device=str(device),
+        protocol=words.protocol(trained, source, material, everything),
+        notes=(*notes, *words.no_gain(rows, len(material.queries))),
+        measured=dict.fromkeys(OF_ALL, created) if everything and material.scorable else {},
+        device=str(run_device(trained.config)),
         seconds=round(time.monotonic() - started, 2),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=created,
         clf_version=clf.__version__,
     )
-    add_evaluation(run, data_key(trained.config.data if on is None else on), evaluation)
-    return evaluation
-
-
-def data_key(section: DataSection) -> str:
-    """The name of a data set in ``evaluation.json``: ``cifar10``, or ``folder:photos`` for one that needs a place."""
-    return section.name if section.root is None else f"{section.name}:{section.root}"
-
-
-def _other(section: DataSection, trained: Experiment) -> DataSource:
-    """Another data set, prepared at the size of the run's images where its source can do that."""
-    at_size = section.model_copy(update={"image_size": trained.data.image_size})
-    return experiment.load_data(at_size, trained.config.seed)
-
-
-def _material(source: DataSource, trained: Experiment) -> Material:
-    """The labelled part of both splits where there is one, else all images without labels."""
-    size, channels = trained.data.image_size, trained.data.channels
-    bank, queries = source.train.labelled(), source.test.labelled() if source.test else None
-    bank_labels = bank.labels if bank else None
-    query_labels = queries.labels if bank and queries else None
-    if query_labels is None:
-        bank, queries = bank or source.train, source.test
-    clean = adapt((bank or source.train).clean, size, channels)
-    return Material(
-        bank=clean,
-        queries=adapt(queries.clean, size, channels) if queries else clean[:0],
-        bank_labels=bank_labels,
-        query_labels=query_labels,
-    )
+    evaluation = add_evaluation(run, key, evaluation)
+    if fine_tune_epochs is None or not material.scorable:
+        return evaluation
+    tuned = _fine_tuned(evaluation, encoders, material, fine_tune_epochs, say)
+    return add_evaluation(run, key, tuned.model_copy(update={"seconds": round(time.monotonic() - started, 2)}))
 
 
 def _baselines(trained: Experiment) -> list[tuple[str, Experiment]]:
@@ -139,46 +116,86 @@ def _baselines(trained: Experiment) -> list[tuple[str, Experiment]]:
     ]
 
 
-def _measure_pixels(material: Material, seed: int, device: torch.device) -> Representation:
+def _rows(
+    encoders: Sequence[tuple[str, Experiment]], material: Material, device: torch.device, everything: bool, say: Say
+) -> list[Representation]:
+    """Raw pixels, where there is a figure to compare them by, and the encoders."""
+    rows = []
+    if material.scorable:
+        say("raw pixels")
+        rows.append(_measure_pixels(material, encoders[-1][1].config.seed, device, everything))
+    for name, what in encoders:
+        say(name)
+        rows.append(_measure(name, what, material, device, everything))
+    return rows
+
+
+def _measure_pixels(material: Material, seed: int, device: torch.device, everything: bool) -> Representation:
     started = time.monotonic()
     bank, queries = raw_pixels(material.bank), raw_pixels(material.queries)
-    knn, linear = _score(bank, queries, material, seed, device)
+    found = _scores(bank, queries, material, seed, device, everything)
     seconds = round(time.monotonic() - started, 2)
-    return Representation(name="raw pixels", dim=bank.shape[1], knn=knn, linear=linear, seconds=seconds)
+    return Representation(name="raw pixels", dim=bank.shape[1], seconds=seconds, **found)
 
 
-def _measure(name: str, what: Experiment, material: Material, device: torch.device) -> Representation:
+def _measure(name: str, what: Experiment, material: Material, device: torch.device, everything: bool) -> Representation:
     started = time.monotonic()
     encoder = what.method.encoder().to(device)
     bank = encode(encoder, material.bank, device=device)
     queries = encode(encoder, material.queries, device=device) if len(material.queries) else bank[:0]
-    knn: tuple[KnnScore, ...] = ()
-    linear = None
-    if material.scorable:
-        knn, linear = _score(bank, queries, material, what.config.seed, device)
+    scored = _scores(bank, queries, material, what.config.seed, device, everything) if material.scorable else {}
     found = _diagnose(encoder, what, queries if len(queries) > 1 else bank, device)
     seconds = round(time.monotonic() - started, 2)
-    return Representation(name=name, dim=bank.shape[1], knn=knn, linear=linear, diagnostics=found, seconds=seconds)
+    return Representation(name=name, dim=bank.shape[1], diagnostics=found, seconds=seconds, **scored)
 
 
-def _score(
-    bank: Tensor, queries: Tensor, material: Material, seed: int, device: torch.device
-) -> tuple[tuple[KnnScore, ...], LinearScore]:
+def _scores(
+    bank: Tensor, queries: Tensor, material: Material, seed: int, device: torch.device, everything: bool
+) -> dict[str, Any]:
     assert material.bank_labels is not None
     assert material.query_labels is not None
-    bank, queries = bank.to(device), queries.to(device)
-    bank_labels, query_labels = material.bank_labels.to(device), material.query_labels.to(device)
-    knn = tuple(
-        KnnScore(
-            k=k,
-            voters=min(k, len(bank)),
-            accuracy=knn_accuracy(bank, bank_labels, queries, query_labels, k, TEMPERATURE),
+    labels = material.bank_labels.to(device), material.query_labels.to(device)
+    labelled = Labelled(bank.to(device), labels[0], queries.to(device), labels[1])
+    return scores(labelled, material.class_names, seed, everything)
+
+
+def _fine_tuned(
+    evaluation: Evaluation, encoders: Sequence[tuple[str, Experiment]], material: Material, epochs: int, say: Say
+) -> Evaluation:
+    """The evaluation with each of its encoders fine-tuned."""
+    assert material.bank_labels is not None
+    assert material.query_labels is not None
+    trained = encoders[-1][1]
+    device, flip = run_device(trained.config), trained.recipes[0].flip
+    found = {}
+    for name, what in encoders:
+        accuracy, seconds = fine_tune(
+            what.method.encoder(),
+            material.bank,
+            material.bank_labels,
+            material.queries,
+            material.query_labels,
+            epochs=epochs,
+            seed=trained.config.seed,
+            flip=flip,
+            device=device,
+            bf16=device.type == "cuda" and trained.config.train.precision == "bf16",
+            on_epoch=partial(_say_epoch, say, name, epochs),
         )
-        for k in KNN
+        found[name] = FineTuned(accuracy=accuracy, epochs=epochs, seconds=seconds)
+    rows = [row.model_copy(update={"fine_tuned": found.get(row.name)}) for row in evaluation.representations]
+    protocol = {PROTOCOL_NAMES["fine_tuned"]: words.of_fine_tuning(material, epochs, flip)}
+    return evaluation.model_copy(
+        update={
+            "representations": tuple(rows),
+            "protocol": {**evaluation.protocol, **protocol},
+            "measured": {**evaluation.measured, "fine_tuned": _now()},
+        }
     )
-    probe = linear_probe(bank, bank_labels, queries, query_labels, seed)
-    linear = LinearScore(accuracy=probe.accuracy, strength=probe.strength, held_out_accuracy=probe.held_out_accuracy)
-    return knn, linear
+
+
+def _say_epoch(say: Say, name: str, epochs: int, done: int) -> None:
+    say(f"fine-tuning the {name}: {done} of {epochs} epochs")
 
 
 def _diagnose(encoder: nn.Module, what: Experiment, features: Tensor, device: torch.device) -> Diagnostics | None:
@@ -221,72 +238,5 @@ def run_device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _protocol(trained: Experiment, source: DataSource, material: Material) -> dict[str, str]:
-    """How the figures were made, in words."""
-    size, channels = trained.data.image_size, trained.data.channels
-    words = {
-        "encoder": f"last checkpoint (step {trained.step}), not the best of several",
-        "features": "output of the encoder in evaluation mode; the projector is not part of it",
-        "images": f"clean (no augmentation), {size} x {size} x {channels}, scaled to [0, 1]",
-        "split": f"{source.split_note}; bank of {len(material.bank)} training images, "
-        f"{len(material.queries)} test images",
-    }
-    if material.scorable:
-        words |= {
-            "k-NN": f"cosine on L2-normalised features, votes exp(cosine / T), T = {TEMPERATURE}, bank = training "
-            "split (Wu et al. 2018)",
-            "linear probe": "multinomial logistic regression (L-BFGS, full batch) on standardised features; L2 "
-            f"strength from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, chosen on {HELD_OUT:.0%} of the training split, "
-            "then refitted on all of it; the test split is read once",
-            "raw pixels": f"flattened clean images in [0, 1], averaged down to {LARGEST_RAW} x {LARGEST_RAW}"
-            if size > LARGEST_RAW
-            else "flattened clean images in [0, 1]",
-            "sampling error": f"an accuracy near 50 % has a 95 % interval of ± {98 / len(material.queries) ** 0.5:.1f} "
-            f"points from the {len(material.queries)} test images alone; other seeds add to it",
-        }
-    words["label-free figures"] = (
-        f"on {min(DIAGNOSED, max(len(material.queries), 2) if len(material.queries) > 1 else len(material.bank))} "
-        f"{'test' if len(material.queries) > 1 else 'training'} images; alignment on the method's own views of at most "
-        f"{PAIRS} training images of the run"
-    )
-    return words
-
-
-def _notes(source: DataSource, material: Material) -> list[str]:
-    """What a reader must know before trusting or missing a figure."""
-    if material.classes == 1:
-        return [
-            f"All images of {source.name} have the same label: every answer is right, so an accuracy would be 100 % "
-            "for any encoder and mean nothing. A folder needs one sub-folder for each of at least two classes."
-        ]
-    if material.bank_labels is None:
-        return [
-            f"{source.name} has no labels, and accuracy needs labels. Measure on a labelled set with --on, or judge "
-            "the neighbours in the report."
-        ]
-    if material.query_labels is None:
-        return [
-            f"{source.name} has labels but no test split ({source.split_note}), so there is nothing to measure "
-            "accuracy on. Hold some images out: data.test_fraction=0.2"
-        ]
-    few = [k for k in KNN if k > len(material.bank)]
-    notes = [f"k = {k} is more than the bank's {len(material.bank)} images; all of them vote." for k in few]
-    if len(source.skipped):
-        notes.append(f"{len(source.skipped)} unreadable files of {source.name} were skipped.")
-    return notes
-
-
-def _no_gain(rows: list[Representation], test_images: int) -> list[str]:
-    """A plain sentence when the trained encoder is not clearly better than a baseline by the k-NN of smallest k."""
-    trained, baselines = rows[-1], rows[:-1]
-    if not trained.knn:
-        return []
-    best = max(baselines, key=lambda row: row.knn[-1].accuracy)
-    ours, theirs = trained.knn[-1].accuracy, best.knn[-1].accuracy
-    error = 1.96 * ((ours * (1 - ours) + theirs * (1 - theirs)) / test_images) ** 0.5
-    if ours - theirs > error:
-        return []
-    return [
-        f"Training has not shown a gain: k-NN {100 * ours:.1f} % against {100 * theirs:.1f} % for the {best.name}, "
-        f"with a sampling error of ± {100 * error:.1f} points. Train longer, on more images or with other views."
-    ]
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,14 +1,27 @@
-"""What an evaluation found, as it lies in ``evaluation.json``."""
+"""What an evaluation found, as it lies in ``evaluation.json``. Reading it needs no torch."""
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clf.diagnostics import Diagnostics
+from clf.config import DataSection
 from clf.errors import RunError
 from clf.runs import Run
 
 FILE = "evaluation.json"
+OF_ALL = ("few_labels", "few_shot", "retrieval")
+"""What ``clf evaluate --all`` measures besides."""
+BESIDES = (*OF_ALL, "fine_tuned")
+"""Fields of :class:`Representation` that a plain ``clf evaluate`` leaves as an earlier one has filled them."""
+PROTOCOL_NAMES = {
+    "few_labels": "few labels",
+    "few_shot": "few-shot",
+    "retrieval": "retrieval",
+    "fine_tuned": "fine-tuning",
+}
+"""Their entries in ``Evaluation.protocol``."""
 
 
 class Result(BaseModel):
@@ -29,13 +42,101 @@ class LinearScore(Result):
     held_out_accuracy: float | None
 
 
+class ClassScore(Result):
+    """One class of the test split."""
+
+    name: str
+    images: int
+    """Of the test split."""
+    knn: float
+    """Share of them that the k-NN of smallest k puts in this class."""
+    linear: float
+    """Share of them that the linear probe puts in this class."""
+
+
+class FewLabels(Result):
+    """Linear probe on a part of the training labels."""
+
+    share: float
+    """Of the labels of each class."""
+    images: int
+    """In one subset."""
+    accuracy: float
+    """Mean over the subsets."""
+    std: float | None
+    """Sample standard deviation over the subsets."""
+    repeats: int
+    """Subsets."""
+
+
+class FewShot(Result):
+    """Nearest class mean in episodes of a few classes and images."""
+
+    ways: int
+    """Classes in an episode."""
+    shots: int
+    """Training images of each class in an episode."""
+    accuracy: float
+    """Mean over the episodes."""
+    interval: float
+    """Half the width of the mean's 95 % interval."""
+    episodes: int
+
+
+class Retrieval(Result):
+    """The training split searched with each test image; an image of the same class is a right answer."""
+
+    mean_average_precision: float
+    recall: dict[str, float]
+    """By k: share of queries with a right answer among the first k."""
+    precision: dict[str, float]
+    """By k: share of right answers among the first k."""
+    queries: int
+    searched: int
+
+
+class FineTuned(Result):
+    """The whole network trained on the labels of the training split, after the last epoch."""
+
+    accuracy: float
+    epochs: int
+    seconds: float
+
+
+class Diagnostics(Result):
+    """Label-free figures of a set of features (n, D)."""
+
+    images: int
+    dim: int
+    rank_me: float
+    """Effective number of dimensions, in [1, min(n, D)]."""
+    feature_std: float
+    """Mean standard deviation of a coordinate of unit-length features: 0 collapsed, 1 / sqrt(D) spread evenly."""
+    mean_cosine: float
+    """Cosine between the features of two different images, on average, in [-1, 1]; 0 for features that are zero."""
+    uniformity: float
+    """In [-8, 0], lower is more spread out; 0 collapsed, about -4 for directions spread evenly."""
+    alignment: float | None = None
+    """Squared distance between two views of an image, in [0, 4], lower is closer; None without views."""
+
+    @property
+    def spread(self) -> float:
+        """feature_std relative to that of directions spread evenly over the sphere: 0 collapsed, 1 even."""
+        return self.feature_std * math.sqrt(self.dim)
+
+
 class Representation(Result):
-    """One row of the table: the same measurement on pixels, an untrained encoder, the trained one."""
+    """One row of the tables: the same measurements on pixels, an untrained encoder, the trained one."""
 
     name: str
     dim: int
     knn: tuple[KnnScore, ...] = ()
     linear: LinearScore | None = None
+    per_class: tuple[ClassScore, ...] = ()
+    few_labels: tuple[FewLabels, ...] = ()
+    few_shot: tuple[FewShot, ...] = ()
+    retrieval: Retrieval | None = None
+    fine_tuned: FineTuned | None = None
     diagnostics: Diagnostics | None = None
     seconds: float
 
@@ -56,11 +157,45 @@ class Evaluation(Result):
     verdict: str | None
     """One plain sentence when the trained representation has collapsed."""
     protocol: dict[str, str]
+    """How each figure was made, in words."""
     notes: tuple[str, ...] = ()
+    measured: dict[str, str] = {}
+    """When each of BESIDES was measured, by name; one that was kept from an earlier evaluation has an earlier time."""
     device: str
     seconds: float
     created: str
     clf_version: str
+
+    def same_subject(self, other: Evaluation) -> bool:
+        """Whether both measured one checkpoint on the same images, so that figures of both may stand together."""
+        names = ("step", "fingerprint", "train_images", "test_images", "classes")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def with_earlier(new: Evaluation, old: Evaluation) -> Evaluation:
+    """The new evaluation with what it did not measure and an earlier one of the same checkpoint and images did."""
+    kept = [name for name in BESIDES if name in old.measured and name not in new.measured]
+    if not kept or not new.same_subject(old):
+        return new
+    found = {row.name: row for row in old.representations}
+    rows = tuple(
+        row.model_copy(update={name: getattr(found[row.name], name) for name in kept}) if row.name in found else row
+        for row in new.representations
+    )
+    words = {key: old.protocol[key] for name in kept if (key := PROTOCOL_NAMES[name]) in old.protocol}
+    return new.model_copy(
+        update={
+            "representations": rows,
+            "protocol": {**new.protocol, **words},
+            "notes": tuple(dict.fromkeys([*new.notes, *old.notes])),
+            "measured": {**{name: old.measured[name] for name in kept}, **new.measured},
+        }
+    )
+
+
+def data_key(section: DataSection) -> str:
+    """The name of a data set in ``evaluation.json``: ``cifar10``, or ``folder:photos`` for one that needs a place."""
+    return section.name if section.root is None else f"{section.name}:{section.root}"
 
 
 def read_evaluations(run: Run) -> dict[str, Evaluation]:
@@ -78,8 +213,14 @@ def read_evaluations(run: Run) -> dict[str, Evaluation]:
         raise RunError(f"{run.path / FILE} is damaged: remove it and run clf evaluate again") from error
 
 
-def add_evaluation(run: Run, key: str, evaluation: Evaluation) -> None:
-    """Writes a result beside those of other data sets; an earlier one of the same data set is replaced."""
-    found = {**read_evaluations(run), key: evaluation}
-    entries = {name: entry.model_dump(mode="json") for name, entry in found.items()}
+def add_evaluation(run: Run, key: str, evaluation: Evaluation) -> Evaluation:
+    """Writes a result beside those of other data sets, in the place of an earlier one of the same data set.
+
+    Returns:
+        What was written: with the measurements that only the earlier one made of the same checkpoint and images.
+    """
+    known = read_evaluations(run)
+    written = with_earlier(evaluation, known[key]) if key in known else evaluation
+    entries = {name: entry.model_dump(mode="json") for name, entry in {**known, key: written}.items()}
     run.write_json(FILE, {"format": 1, "evaluations": entries})
+    return written
