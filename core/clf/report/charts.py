@@ -13,9 +13,17 @@ MOST_POINTS = 300
 MOST_DOTS = 20
 
 Point = tuple[float, float]
+Level = tuple[str, float]
+"""A name and a value of the y axis."""
 
 
-def line_chart(points: Sequence[Point], y_text: Callable[[float], str], label: str, x_label: str = "epoch") -> str:
+def line_chart(
+    points: Sequence[Point],
+    y_text: Callable[[float], str],
+    label: str,
+    x_label: str = "epoch",
+    levels: Sequence[Level] = (),
+) -> str:
     """One curve with axes; an empty string without two finite points.
 
     Args:
@@ -23,16 +31,20 @@ def line_chart(points: Sequence[Point], y_text: Callable[[float], str], label: s
             windows, and a bold line is their running mean.
         y_text: a value of the y axis in words.
         label: what the curve shows, for screen readers.
+        levels: values to compare the curve with, as dashed lines with their names.
     """
     points = thin([p for p in points if all(map(math.isfinite, p))])
     if len(points) < 2:
         return ""
     x_ticks = ticks(points[0][0], points[-1][0], 5)
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    heights = [*(y for _, y in points), *(y for _, y in levels)]
+    low, high = min(heights), max(heights)
     y_ticks = ticks(low, high, 5)
     x_of = _scale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
     y_of = _scale(min(low, y_ticks[0]), max(high, y_ticks[-1]), HEIGHT - BOTTOM, TOP)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    told = f"{label}, from {y_text(points[0][1])} to {y_text(points[-1][1])}"
+    told += "".join(f"; {name} {y_text(y)}" for name, y in levels)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">']
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y_of(y) + 4:.1f}" text-anchor="end">{escape(y_text(y))}</text>')
@@ -48,8 +60,20 @@ def line_chart(points: Sequence[Point], y_text: Callable[[float], str], label: s
         for x, y in points:
             words = escape(f"{x_label} {x:g}: {y_text(y)}")
             parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"><title>{words}</title></circle>')
+    ordered = sorted(levels, key=lambda level: level[1])
+    parts += [_level(name, y_of(y), y_text(y), at_end=i % 2 == 0) for i, (name, y) in enumerate(ordered)]
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _level(name: str, y: float, value: str, at_end: bool) -> str:
+    """A dashed line with its name above it; neighbours have theirs at different ends."""
+    words = escape(f"{name} {value}")
+    place = f'x="{WIDTH - RIGHT}" text-anchor="end"' if at_end else f'x="{LEFT + 4}"'
+    return (
+        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="level" {place} y="{y - 4:.1f}">{words}</text>'
+    )
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:

@@ -1,4 +1,5 @@
-"""What a report shows of the images: views the method saw, neighbours of a few queries, label-free figures."""
+"""What a report shows of the images: views the method saw, neighbours of a few queries, the embedding map, which
+classes are taken for which, label-free figures."""
 
 from __future__ import annotations
 
@@ -9,19 +10,23 @@ from torch import Tensor
 
 from clf import diagnostics
 from clf.data import Split
-from clf.diagnostics import Diagnostics
 from clf.evaluate.features import encode
-from clf.evaluate.knn import nearest
+from clf.evaluate.knn import knn_predict, nearest
 from clf.evaluate.measure import first_views, run_device, view_features
 from clf.evaluate.pixels import raw_pixels
+from clf.evaluate.results import Diagnostics
 from clf.experiment import Experiment
 from clf.random import generator
+from clf.report.classes import Judged, judge
+from clf.report.embedding import POINTS, EmbeddingMap, make_map
 
 SHOWN_VIEWS = 8
 QUERIES = 8
 NEIGHBOURS = 6
 BANK = 5000
 """Training images that are searched, at most."""
+VOTERS = 20
+"""Neighbours that vote for the class of an image on the map."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,13 @@ class Gallery:
     found: Diagnostics
     searched: int
     query_split: str
+    map: EmbeddingMap | None
+    judged: Judged | None
+    """How k-NN on the bank judges the images of the map; None without held-out labels."""
 
 
 def make_gallery(what: Experiment) -> Gallery:
-    """Encodes the bank once and takes everything from it."""
+    """Encodes the bank and some held-out images once and takes everything from them."""
     data, device = what.data, run_device(what.config)
     encoder = what.method.encoder().to(device)
     bank = data.train.rows(_some(len(data.train), BANK, what.config.seed, "report bank"))
@@ -63,6 +71,8 @@ def make_gallery(what: Experiment) -> Gallery:
     own = None if held_out else rows
     trained = _search(encode(encoder, queries.clean, device=device), features, own)
     pixels = _search(raw_pixels(queries.clean), raw_pixels(bank.clean), own)
+    mapped = asked.rows(_some(len(asked), POINTS, what.config.seed, "report map"))
+    placed = encode(encoder, mapped.clean, device=device)  # (m, D)
     return Gallery(
         views=_views(what),
         searches=[
@@ -76,7 +86,34 @@ def make_gallery(what: Experiment) -> Gallery:
         found=diagnostics.diagnose(features, view_features(encoder, what, device)),
         searched=len(bank),
         query_split="test" if held_out else "training",
+        map=_map(placed, mapped, what, held_out),
+        judged=_judge(features, bank, placed, mapped, what) if held_out else None,
     )
+
+
+def _map(features: Tensor, mapped: Split, what: Experiment, held_out: bool) -> EmbeddingMap | None:
+    labels = None if mapped.labels is None or not bool((mapped.labels >= 0).any()) else mapped.labels.tolist()
+    whole = what.data.test if held_out and what.data.test is not None else what.data.train
+    return make_map(
+        features,
+        mapped.clean[:],
+        seed=what.config.seed,
+        split="test" if held_out else "training",
+        total=len(whole),
+        labels=labels,
+        class_names=what.data.class_names or (),
+        names=None if mapped.names is None else list(mapped.names),
+    )
+
+
+def _judge(features: Tensor, bank: Split, placed: Tensor, mapped: Split, what: Experiment) -> Judged | None:
+    if bank.labels is None or mapped.labels is None:
+        return None
+    known, asked = bank.labels >= 0, mapped.labels >= 0
+    if not bool(known.any()) or not bool(asked.any()) or not bool(torch.isfinite(features).all()):
+        return None
+    guesses = knn_predict(features[known], bank.labels[known], placed[asked], VOTERS)
+    return judge(mapped.labels[asked].tolist(), guesses.tolist(), what.data.class_names or (), VOTERS, int(known.sum()))
 
 
 def _some(n: int, most: int, seed: int, purpose: str) -> Tensor:

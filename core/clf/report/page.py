@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
@@ -10,20 +11,31 @@ from typing import Any
 
 from torch import Tensor
 
-from clf import diagnostics
-from clf.diagnostics import Diagnostics
-from clf.evaluate.results import Evaluation
-from clf.evaluate.terminal import accuracy_cells, label_free_cells
-from clf.report.charts import Point, line_chart
+from clf.evaluate.results import Diagnostics, Evaluation
+from clf.report.charts import Level, Point, line_chart
 from clf.report.gallery import Gallery, Picture, Search
 from clf.report.pictures import grid, img
+from clf.report.verdicts import Verdict
 
 Record = Mapping[str, Any]
 
 
 def section(title: str, note: str, body: str) -> str:
     """A heading with one explaining sentence; nothing when there is no body."""
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>' if body else ""
+    if not body:
+        return ""
+    words = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{words}{body}</section>'
+
+
+def contents(titles: Iterable[str]) -> str:
+    """Links to the sections."""
+    links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in titles)
+    return f'<nav class="contents" aria-label="Contents"><ul>{links}</ul></nav>'
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def head(name: str, manifest: Record, config: Record) -> str:
@@ -68,7 +80,7 @@ def _accuracy_cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     *baselines, trained = evaluation.representations
     found = []
     if trained.knn:
-        words = ", ".join(f"{row.name} {100 * row.knn[-1].accuracy:.1f}" for row in baselines)
+        words = ", ".join(f"{row.name} {100 * row.knn[-1].accuracy:.1f}" for row in baselines if row.knn)
         found.append((f"{100 * trained.knn[-1].accuracy:.1f} %", f"k-NN (k = {trained.knn[-1].k})", words))
     if trained.linear:
         words = ", ".join(f"{row.name} {100 * row.linear.accuracy:.1f}" for row in baselines if row.linear)
@@ -76,20 +88,23 @@ def _accuracy_cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return found
 
 
-def verdict(found: Diagnostics | None) -> str:
-    """Good or bad news about the representation in a sentence."""
-    if found is None:
-        return ""
-    bad = diagnostics.verdict(found)
-    words = bad or (
-        f"No collapse: the features of {found.images:,} images use about {found.rank_me:.0f} of {found.dim} "
-        f"dimensions, and two different images have a mean cosine of {found.mean_cosine:.2f}."
+_LEADS = {"good": "Good", "hint": "Hint", "bad": "Problem"}
+
+
+def verdicts(found: Sequence[Verdict]) -> str:
+    """Good and bad news, the worst first."""
+    rows = "".join(
+        f'<li class="verdict {each.kind}"><b>{_LEADS[each.kind]}.</b> {escape(each.words)}</li>' for each in found
     )
-    return f'<p class="verdict{" bad" if bad else ""}">{escape(words)}</p>'
+    return f'<ul class="verdicts" aria-label="Verdicts">{rows}</ul>' if rows else ""
 
 
-def charts(records: Sequence[Record]) -> str:
-    """Loss, k-NN, learning rate, speed and what tells of collapse over epochs, those that were recorded."""
+def charts(records: Sequence[Record], baselines: Sequence[Level] = ()) -> str:
+    """Loss, k-NN, learning rate, speed and what tells of collapse over epochs, those that were recorded.
+
+    Args:
+        baselines: accuracies in [0, 1] that the curve of the k-NN may be compared with.
+    """
     wanted: list[tuple[str, list[Point], Callable[[float], str]]] = [
         ("loss", _series(records, "loss"), lambda y: f"{y:.3g}"),
         ("k-NN accuracy", _series(records, "knn"), lambda y: f"{100 * y:.3g} %"),
@@ -99,7 +114,32 @@ def charts(records: Sequence[Record]) -> str:
         ("alignment of two views", _series(records, "alignment"), lambda y: f"{y:.3g}"),
         ("uniformity", _series(records, "uniformity"), lambda y: f"{y:.3g}"),
     ]
-    return _charts((_chart(label, points, text) for label, points, text in wanted))
+    return _charts(
+        _chart(label, points, text, levels=baselines if label == "k-NN accuracy" else ())
+        for label, points, text in wanted
+    )
+
+
+def comparable_baselines(
+    evaluations: Iterable[Evaluation], records: Sequence[Record], manifest: Record, values: Record
+) -> list[Level]:
+    """Accuracies of the baselines where ``clf evaluate`` measured just what the monitor did: same images, same k.
+
+    The monitor looks at a part of a large set; then the two are not the same measurement, and nothing is returned.
+    """
+    banks = {record["bank"] for record in records if "knn" in record and "bank" in record}
+    fingerprint = manifest.get("data", {}).get("fingerprint")
+    for evaluation in evaluations:
+        whole = banks == {evaluation.train_images} and 0 < evaluation.test_images <= evaluation.train_images
+        if not whole or evaluation.fingerprint != fingerprint:
+            continue
+        return [
+            (row.name, score.accuracy)
+            for row in evaluation.representations[:-1]
+            for score in row.knn
+            if min(values.get("monitor.knn_k", 0), evaluation.train_images) == score.voters
+        ][:3]
+    return []
 
 
 def own_charts(records: Sequence[Record]) -> str:
@@ -130,9 +170,15 @@ def _charts(figures: Iterable[str]) -> str:
     return f'<div class="charts">{inside}</div>' if inside else ""
 
 
-def _chart(label: str, points: list[Point], text: Callable[[float], str], x_label: str = "epoch") -> str:
+def _chart(
+    label: str,
+    points: list[Point],
+    text: Callable[[float], str],
+    x_label: str = "epoch",
+    levels: Sequence[Level] = (),
+) -> str:
     words = label.replace("_", " ")
-    svg = line_chart(points, text, f"{words} over {x_label}s", x_label)
+    svg = line_chart(points, text, f"{words} over {x_label}s", x_label, levels)
     if not svg:
         return ""
     caption = f"<figcaption><b>{escape(words)}</b><span>{escape(text(points[-1][1]))}</span></figcaption>"
@@ -165,8 +211,8 @@ def speed(records: Sequence[Record]) -> list[Point]:
 def views(gallery: Gallery) -> str:
     panels = []
     for original, seen in gallery.views:
-        figures = [_figure(original, "image", original.text or "image")]
-        figures += [_figure(view, f"view {i + 1}", f"view {i + 1}") for i, view in enumerate(seen)]
+        figures = [_figure(original, f"image: {original.text}" if original.text else "image", original.text or "image")]
+        figures += [_figure(view, f"view {i + 1} of it", f"view {i + 1}") for i, view in enumerate(seen)]
         panels.append(f'<div class="panel">{"".join(figures)}</div>')
     return f'<div class="views">{"".join(panels)}</div>' if panels else ""
 
@@ -176,36 +222,23 @@ def searches(gallery: Gallery) -> str:
 
 
 def _search(search: Search) -> str:
-    query = _figure(search.query, "query", search.query.text)
+    query = _figure(search.query, f"query: {search.query.text}" if search.query.text else "query", search.query.text)
     sides = []
     for title, hits in (("trained encoder", search.trained), ("raw pixels", search.pixels)):
-        figures = "".join(_figure(hit, f"neighbour, cosine {hit.text}", hit.text) for hit in hits)
+        figures = "".join(_figure(hit, f"neighbour, cosine {hit.text}{_judged(hit)}", hit.text) for hit in hits)
         judged = [hit.right for hit in hits if hit.right is not None]
         score = f", {sum(judged)} of {len(judged)} of the same class" if judged else ""
         sides.append(f'<div><p><b>{title}</b>{score}</p><div class="hits">{figures}</div></div>')
     return f'<div class="panel search"><div class="query">{query}</div><div class="both">{"".join(sides)}</div></div>'
 
 
+def _judged(hit: Picture) -> str:
+    return {True: ", same class", False: ", another class", None: ""}[hit.right]
+
+
 def _figure(picture: Picture, alt: str, caption: str) -> str:
     kind = {True: ' class="right"', False: ' class="wrong"', None: ""}[picture.right]
     return f"<figure{kind}>{img(picture.image, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def evaluations(found: Mapping[str, Evaluation]) -> str:
-    return "".join(_evaluation(entry) for entry in found.values())
-
-
-def _evaluation(evaluation: Evaluation) -> str:
-    tables = [_table(*cells) for cells in (accuracy_cells(evaluation), label_free_cells(evaluation)) if cells[1]]
-    panels = "".join(f'<div class="panel"><div class="scroll">{table}</div></div>' for table in tables)
-    notes = [evaluation.verdict or "", *evaluation.notes]
-    words = "".join(f'<p class="verdict bad">{escape(note)}</p>' for note in notes if note)
-    protocol = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in evaluation.protocol.items())
-    return (
-        f"<h3>{escape(evaluation.data)}, step {evaluation.step:,}</h3>{words}"
-        f'<div class="tables">{panels}</div>'
-        f"<details><summary>How this was measured</summary><dl>{protocol}</dl></details>"
-    )
 
 
 def figures_in_words(found: Diagnostics | None) -> str:
@@ -227,7 +260,7 @@ def figures_in_words(found: Diagnostics | None) -> str:
         words = "squared distance between two views of an image, 0 to 4; lower means views are recognised as one image"
         rows.append(("alignment", f"{found.alignment:.3f}", words))
     body = "".join(
-        f'<tr><td>{name}</td><td class="number">{value}</td><td class="soft">{words}</td></tr>'
+        f'<tr><th scope="row">{name}</th><td class="number">{value}</td><td class="soft">{words}</td></tr>'
         for name, value, words in rows
     )
     return f'<div class="panel"><div class="scroll"><table>{body}</table></div></div>'
@@ -246,15 +279,24 @@ def _settings(values: Mapping[str, Any], defaults: Mapping[str, Any], about: Map
     for key, value in values.items():
         usual = f' <span class="soft">(default {escape(str(defaults[key]))})</span>' if key in defaults else ""
         rows.append(
-            f'<tr><td class="key">{escape(key)}</td><td>{escape(str(value))}{usual}</td>'
+            f'<tr><th scope="row" class="key">{escape(key)}</th><td>{escape(str(value))}{usual}</td>'
             f'<td class="about soft">{escape(about.get(key, ""))}</td></tr>'
         )
     return f'<div class="panel"><div class="scroll"><table>{"".join(rows)}</table></div></div>' if rows else ""
 
 
-def repeat(command: str, original: str | None) -> str:
-    first = f'<p class="note">It was started with</p><pre>{escape(original)}</pre>' if original else ""
-    return f"<pre>{escape(command)}</pre>{first}"
+def repeat(alone: str | None, with_file: str, original: str | None) -> str:
+    """Commands that train the run again: one that stands alone, and one that reads the run's own file."""
+    commands = [
+        ("From nothing but this line; a data.root in it is a place on the machine of the run:", alone),
+        ("From the run's folder:" if alone else "", with_file),
+        ("It was started with:", original),
+    ]
+    return "".join(
+        (f'<p class="note">{escape(words)}</p>' if words else "") + f'<pre tabindex="0">{escape(command)}</pre>'
+        for words, command in commands
+        if command
+    )
 
 
 def provenance(manifest: Record) -> str:
@@ -267,19 +309,6 @@ def provenance(manifest: Record) -> str:
             flat[key] = str(value)
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in flat.items() if k != "command")
     return f"<details><summary>Versions, device, data fingerprint</summary><dl>{rows}</dl></details>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The last row, the trained encoder, stands out."""
-    classes = ["", *[' class="number"'] * (len(header) - 1)]
-    top = "".join(f"<th{c}>{escape(cell)}</th>" for c, cell in zip(classes, header, strict=True))
-    body = "".join(
-        ('<tr class="best">' if i == len(rows) - 1 else "<tr>")
-        + "".join(f"<td{c}>{escape(cell)}</td>" for c, cell in zip(classes, row, strict=True))
-        + "</tr>"
-        for i, row in enumerate(rows)
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
 
 
 def duration(seconds: float) -> str:
