@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 import clf
 from clf import extras
-from clf.commands import doctor, evaluate, external, plugins, quickstart, runs, study, train, verify
+from clf.commands import compare, doctor, evaluate, external, plugins, quickstart, runs, study, train, verify
 from clf.errors import ClfError
 
 MARKUP: external.Markup = "markdown"
@@ -50,6 +50,7 @@ app.command()(doctor.doctor)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.export)
 app.command()(evaluate.report)
+app.command()(compare.compare)
 app.command()(study.study)
 app.command()(study.board)
 app.add_typer(runs.app, name="runs")
