@@ -28,15 +28,16 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean by Student's t; None for a single value."""
-        if self.std is None:
+        """95 % confidence interval of the mean by Student's t; None for a single value, and for values that are all the
+        same up to rounding, whose spread is not known."""
+        if self.std is None or self.std <= 1e-12 * max(1.0, abs(self.mean)):
             return None
         half = t_975(self.n - 1) * self.std / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves zero out, else 0: no difference could be told."""
+        """1 or -1 where there is an interval and it leaves zero out, else 0: no difference could be told."""
         if self.interval is None:
             return 0
         low, high = self.interval
@@ -51,7 +52,7 @@ class Spread:
         '-0.4'
         """
         form = f"{'+' if signed else ''}.{digits}f"
-        words = format(scale * self.mean, form)
+        words = format(round(scale * self.mean, digits) + 0.0, form)  # no minus before a zero
         return words if self.std is None else f"{words} ± {scale * self.std:.{digits}f}"
 
 

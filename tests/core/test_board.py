@@ -19,11 +19,17 @@ from clf.study.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = """\
-## The papers' claims
+## The claims
+
+Of the papers, at our scales and in our words, beside controls and questions of our own. With each study below stand the
+wall times of both sides and what it would take to tell.
 
 | study | claim | cpu | gpu |
 |---|---|---|---|
 | toy | New is better | confirmed (linear +3.0 points, 95 % interval +0.5 to +5.5, 3 seeds) | not measured yet |
+
+Scale cpu, 1 of 1 measured: 1 confirmed. Were none of these differences real, about 0.05 of 1 intervals would leave \
+zero out all the same.
 
 ## Studies
 
@@ -65,9 +71,9 @@ Less plain of the same seed, points, with the 95 % interval:
 
 |  | epoch 1 | end |
 |---|---|---|
-| new | +0.0 (+0.0 to +0.0) / **+3.0** (+0.5 to +5.5) | +0.0 (+0.0 to +0.0) / **+3.0** (+0.5 to +5.5) |
+| new | +0.0 / **+3.0** (+0.5 to +5.5) | +0.0 / **+3.0** (+0.5 to +5.5) |
 
-- New is better: **confirmed**; linear +3.0 points, 95 % interval +0.5 to +5.5, 3 seeds.
+- New is better: **confirmed**; linear +3.0 points, 95 % interval +0.5 to +5.5, 3 seeds. Wall time: 41 s, against 41 s.
 
 #### toy at scale gpu
 
@@ -104,7 +110,7 @@ def made(folder: Path, records: list[dict[str, Any]], study: dict[str, Any] | No
 
 def test_the_board_of_six_records_made_by_hand(tmp_path: Path) -> None:
     text = results_text(made(tmp_path, six()))
-    body = text[text.index("## The papers' claims") :]
+    body = text[text.index("## The claims") :]
     assert body[: len(GOLDEN)] == GOLDEN
     rest = body[len(GOLDEN) :]
     assert "### Theirs (a repository)\n\nBeside: toy. Differs from ours: another probe.\n" in rest
@@ -155,12 +161,34 @@ def test_a_claim_may_compare_an_early_epoch_with_the_end_and_one_column_with_ano
     board = made(tmp_path, [*six(), *elsewhere], study)
     (verdict,) = judge(board.evidence[0].study, board.evidence[0].records)
     assert verdict.difference is not None and verdict.difference.mean == pytest.approx(0.16)
+    assert "3 seeds. Wall time: 10 s, against 41 s." in results_text(board)
+
+
+def test_times_beside_a_claim_are_of_one_machine_with_preparation_and_without_a_common_one_untold(
+    tmp_path: Path,
+) -> None:
+    records = six()
+    for each in records[3:]:
+        each["preparation_seconds"] = 120.0
+    assert "3 seeds. Wall time: 41 s + 2.0 min before, against 41 s." in results_text(made(tmp_path, records))
+    for each in records[3:]:
+        each["device"] = "Some GPU"
+    assert "Wall time:" not in results_text(made(tmp_path, records))
+
+
+def test_two_claims_of_the_same_words_are_both_on_the_board(tmp_path: Path) -> None:
+    claims = [STUDY["claims"][0], {**STUDY["claims"][0], "score": "knn"}]
+    text = results_text(made(tmp_path, six(), {**STUDY, "claims": claims}))
+    (row,) = [line for line in text.splitlines() if line.startswith("| toy | New is better")]
+    assert "confirmed (linear +3.0" in row and "; not confirmed: no difference could be told (k-NN +0.0" in row
+    assert "Scale cpu, 2 of 2 measured: 1 confirmed; 1 not confirmed: no difference could be told. Were" in text
 
 
 def test_seeds_are_paired_and_those_of_one_side_are_left_out(tmp_path: Path) -> None:
     records = [each for each in six() if (each["row"], each["seed"]) not in {("plain", 0), ("new", 2)}]
     text = results_text(made(tmp_path, records))
     assert "linear +3.0 points, no interval, 1 seed" in text  # seed 1 alone: 46 less 43
+    assert "Scale cpu, 1 of 1 measured: 1 not confirmed: no difference could be told.\n" in text
     assert "40.0 ± 0.0 / 43.5 ± 0.7 (n = 2)" in text and "4 of 6 cells are measured." in text
     assert "- toy at scale cpu: 2 of 6 cells" in text
 

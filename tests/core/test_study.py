@@ -178,6 +178,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"row 'warm' needs the run of row 'plain' in column 'end', which is skipped",
     ),
     "nothing": ({"cells": [{"skip": True}]}, r"has no cells at scale 'cpu'"),
+    "empty grid": ({"grid": {}}, r"toy\.yaml: the grid is empty"),
+    "same value": ({"grid": {"train.epochs": [1, "1"]}}, r"the grid has 'train\.epochs 1' twice"),
+    "same cell": (
+        {"claims": [{"text": "Better", "row": "warm", "against": "warm"}]},
+        r"claim 'Better' compares a cell with itself",
+    ),
     "claim": (
         {"claims": [{"text": "Better", "row": "warm", "against": "plain", "after": 2}]},
         r"claim 'Better': no scale \(cpu\) measures both of its cells",
@@ -199,6 +205,52 @@ def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
         read_study(path)
     with pytest.raises(ConfigError, match=r"study .*none\.yaml does not exist"):
         read_study(tmp_path / "none.yaml")
+
+
+def test_an_anchor_may_be_merged_and_its_keys_repeated(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    lines = path.read_text().replace(
+        "rows:\n  plain: null\n", "rows:\n  plain: &p {train.epochs: 2, train.accumulate: 2}\n"
+    )
+    path.write_text(lines.replace("  warm:\n", "  warm:\n    <<: *p\n    train.epochs: 3\n"))
+    rows = read_study(path).rows
+    assert rows["warm"] == {"train.accumulate": 2, "train.epochs": 3, "method.temperature": 0.5}
+    path.write_text(path.read_text().replace("    train.epochs: 3\n", "    train.epochs: 3\n    train.epochs: 4\n"))
+    with pytest.raises(ConfigError, match=r"'train\.epochs' is there twice"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("? [1, 2]\n  : {}", "found unhashable key"),
+        ("plain: &a {train: *a}", "an anchor stands inside of what it names"),
+    ],
+)
+def test_keys_and_anchors_that_cannot_be_are_named(tmp_path: Path, row: str, words: str) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("  plain: null", f"  {row}"))
+    with pytest.raises(ConfigError, match=rf"toy\.yaml is not valid YAML: .*{words}"):
+        read_study(path)
+
+
+def test_an_empty_section_is_none_and_a_null_inside_of_one_is_a_value(tmp_path: Path) -> None:
+    empty = {"claims": None, "cells": None, "columns": None, "base": BASE["base"], "evaluate": {"bank": 9}}
+    assert read(tmp_path, **empty, scales={"cpu": None}).evaluate.bank == 9
+    assert read(tmp_path, **empty, scales={"cpu": {"evaluate": {"bank": None}, "rows": None}}).evaluate.bank is None
+
+
+def test_the_command_line_cannot_set_what_cells_differ_in(tmp_path: Path) -> None:
+    """Or a cell named after its batch size of 16 would have another."""
+    columns = {"batch 8": {"train.batch_size": 8}, "batch 16": {"train.batch_size": 16}}
+    study = read(tmp_path, columns=columns)
+    with pytest.raises(ConfigError, match=r"train\.batch_size \(command line\) is what cells .*'plain \| batch 8' and"):
+        study.cells({"train": {"batch_size": 4}})
+    with pytest.raises(
+        ConfigError, match=r"method\.temperature \(command line\) is what cells of study toy-cpu differ"
+    ):
+        study.cells({"method.temperature": 0.2})
+    assert study.cells({"train.epochs": 9})[0].settings["train.epochs"] == 9
 
 
 def test_the_command_line_cannot_set_what_the_study_sets(tmp_path: Path) -> None:
@@ -251,6 +303,7 @@ def test_tables_have_means_over_seeds_and_differences_by_seed(tmp_path: Path) ->
     page = markdown(study, found)
     assert "| plain | 45.0 ± 7.1 | 50.0 (n = 1) |" in page and "- a: b" in page
     assert "5 of 6 cells are done. Left out: 1 record of rows or columns" in page
+    assert "Settings other than the file's: without data.name, " in page
 
 
 def test_epochs_are_columns_before_the_end(tmp_path: Path) -> None:

@@ -362,6 +362,7 @@ def test_data_without_labels_cannot_be_scored(tmp_path: Path, done: tuple[Study,
     own = {key: value for key, value in base.items() if not key.startswith("data.options")}
     outcome = run_study(study_at(tmp_path, base=own, rows={"plain": {}}, seeds=[0]), tmp_path / "out")
     assert "has no labels, and a study's scores need them" in outcome.failed["plain | end | seed 0"]
+    assert not list((tmp_path / "out" / "toy-cpu" / "runs").iterdir())  # told before the training
 
 
 def test_other_data_than_those_of_the_training_are_not_measured_on(tmp_path: Path, done: tuple[Study, Path]) -> None:

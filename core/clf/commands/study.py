@@ -47,7 +47,8 @@ def study(
     Stop it at any time and start it again: it goes on where it was. Start it several times to share the cells between
     processes. Records are in FOLDER/NAME-SCALE/records.jsonl, the tables also in table.md beside it.
 
-    Exit status: 0 done; 2 a mistake in what was given, or cells have failed; 75 stopped by SIGTERM, or 130 by Ctrl-C.
+    Exit status: 0 done, or what is left is with other processes; 2 a mistake in what was given, or cells have failed;
+    75 stopped by SIGTERM, or 130 by Ctrl-C.
     """
     from clf.config import parse_overrides
     from clf.study.records import read_records
@@ -105,14 +106,13 @@ def board(
 def _run(study: Study, cells: list[Cell], out: Path, only: str, keep: bool) -> bool:
     """Whether a cell has failed."""
     from clf.study.runner import Runner
-    from clf.trainer import Interrupted
 
     console = Console(stderr=True)
     runner = Runner(study, out, cells, only=only, keep=keep, console=console)
     try:
         outcome = runner.run()
     except KeyboardInterrupt as stop:
-        signal = stop.signal_name if isinstance(stop, Interrupted) else "SIGINT"
+        signal = getattr(stop, "signal_name", "SIGINT")
         typer.echo(f"stopped by {signal}; start the same command again to go on where it was", err=True)
         raise typer.Exit(EXIT_CODE.get(signal, 130)) from None
     if outcome.elsewhere:

@@ -6,6 +6,7 @@ The text holds no date and no place: the same records give the same text, and a 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from clf.study import sections
 from clf.study.evidence import Cost, Evidence, costs, data_set, read_evidence
 from clf.study.published import Source, read_published
 from clf.study.records import Record
-from clf.study.sections import apart, block, duration, heading, line, numbers, place
+from clf.study.sections import apart, block, heading, line, numbers, place, wall
 from clf.study.spec import read_studies
 from clf.study.speedrun import speedrun
-from clf.study.verdicts import judge
+from clf.study.verdicts import Verdict, judge
 
 PUBLISHED = "published.yaml"
 _BLOCK = re.compile(r"(<!-- results: (.*?) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
@@ -39,15 +40,21 @@ Every number of ours is computed from the records, and a test fails when this te
 Scores are top-1 on test images in percent, k-NN / linear probe on the frozen encoder, mean ± standard deviation over
 seeds, after the last epoch unless another is named. Differences are taken seed by seed, in points, with the 95 %
 interval of their mean by Student's t; bold where it leaves zero out. A claim is *confirmed* when the whole interval is
-on its side. Two are never found equal: an interval says which differences stay possible. One interval in twenty misses
-by chance, and nothing here is corrected for their number.
+on its side. Two are never found equal: an interval says which differences stay possible. The interval takes differences
+of seeds to be normally distributed, which so few seeds cannot show. One interval in twenty misses by chance, and
+nothing here, neither verdicts nor bold figures, is corrected for their number.
 
 A verdict holds for the scale that it was measured at. Scale `cpu` is made for two cores: a small network, few epochs
 and mostly a part of the images, far from what the papers did. Scale `gpu` is ResNet-18 on all images but those of the
 test split. Each study below says what it trained on what.
 
-Wall times are of the training alone, on machines that may have done other work at the same time. Times of different
-machines are never put together, and ours not to be set beside those of others."""
+Wall times are of the training alone, on machines that may have done other work at the same time, which a record does
+not tell. Times of machines with different names are never put together; the name of a CPU says its kind and the number
+of cores, no more. None of ours is to be set beside those of others."""
+
+_ABOUT_CLAIMS = """\
+Of the papers, at our scales and in our words, beside controls and questions of our own. With each study below stand the
+wall times of both sides and what it would take to tell."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def results_text(board: Board) -> str:
     """The whole of ``RESULTS.md``."""
     parts = [
         [_ABOUT],
-        ["## The papers' claims", "", *_claims(board)],
+        ["## The claims", "", _ABOUT_CLAIMS, "", *_claims(board)],
         ["## Studies", "", *_studies(board)],
         ["## Methods", "", *_methods(board)],
         ["## Speedrun: least wall time to a linear accuracy on CIFAR-10, without labels", "", *_speedrun(board)],
@@ -176,14 +183,34 @@ def _claims(board: Board) -> Iterator[str]:
     """Each claim with what each scale says of it."""
     scales = list(dict.fromkeys(each.study.scale for each in board.evidence))
     yield from heading(["study", "claim", *scales])
-    by_claim: dict[tuple[str, str], dict[str, str]] = {}
+    by_claim: dict[tuple[str, str], dict[str, list[str]]] = {}
+    told: dict[str, list[Verdict]] = {scale: [] for scale in scales}
     for each in board.evidence:
         for verdict in judge(each.study, each.records):
             found = numbers(verdict)
             word = f"{verdict.outcome} ({found})" if found else verdict.outcome
-            by_claim.setdefault((each.study.name, verdict.claim.text), {})[each.study.scale] = word
+            by_scale = by_claim.setdefault((each.study.name, verdict.claim.text), {})
+            by_scale.setdefault(each.study.scale, []).append(word)
+            told[each.study.scale].append(verdict)
     for (name, text), words in by_claim.items():
-        yield line([name, text, *(words.get(scale, "") for scale in scales)])
+        yield line([name, text, *("; ".join(words.get(scale, ())) for scale in scales)])
+    for scale, every in told.items():
+        yield from _tally(scale, every)
+
+
+def _tally(scale: str, every: Sequence[Verdict]) -> Iterator[str]:
+    """How the claims of a scale came out, and how many of their intervals would leave zero out by chance."""
+    outcomes = Counter(verdict.outcome for verdict in every if verdict.difference)
+    intervals = sum(verdict.difference is not None and verdict.difference.interval is not None for verdict in every)
+    if not outcomes:
+        return
+    counts = "; ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    chance = (
+        f" Were none of these differences real, about {0.05 * intervals:.2g} of {intervals} intervals would leave zero "
+        "out all the same."
+    )
+    yield ""
+    yield f"Scale {scale}, {outcomes.total()} of {len(every)} measured: {counts}.{chance if intervals else ''}"
 
 
 def _studies(board: Board) -> Iterator[str]:
@@ -256,13 +283,6 @@ def _cost(word: Callable[[Cost], str]) -> Callable[[Evidence, Sequence[Record]],
     return lambda _, records: apart(costs(records), word)
 
 
-def _wall(cost: Cost) -> str:
-    if cost.builds_on:
-        return f"{duration(cost.wall_seconds)}, after {cost.builds_on}"
-    before = "" if cost.preparation_seconds is None else f" + {duration(cost.preparation_seconds)} before"
-    return f"{duration(cost.wall_seconds)}{before}"
-
-
 _COLUMNS: Mapping[str, Callable[[Evidence, Sequence[Record]], str]] = {
     "method": _each(lambda record: record.plugin),
     "study": lambda evidence, _: evidence.study.name,
@@ -274,7 +294,7 @@ _COLUMNS: Mapping[str, Callable[[Evidence, Sequence[Record]], str]] = {
     "epochs": _each(lambda record: record.epochs),
     "batch": _each(lambda record: record.batch_size),
     "images": _each(lambda record: f"{record.data.train_images:,}"),
-    "wall time": _cost(_wall),
+    "wall time": _cost(wall),
     "images/s": _cost(lambda cost: f"{cost.images_per_second:,.0f}"),
     "device": lambda _, records: "; ".join(cost.machine for cost in costs(records)),
     "commit": _each(lambda record: record.commit or "installed"),
@@ -284,8 +304,10 @@ _COLUMNS: Mapping[str, Callable[[Evidence, Sequence[Record]], str]] = {
 def _speedrun(board: Board) -> list[str]:
     about = (
         "The time of the first evaluation that reaches the mark, with the method's preparation, without evaluations, "
-        "median over seeds where all of them reach it. A row that starts from another cell's run is left out. Rows of "
-        "other studies are here when all their seeds reach the first mark."
+        "median over seeds where all of them reach it. Reaching it is read from the test images, and so is the best of "
+        "a training's evaluations in the last column: both flatter a little, and the more evaluations the more. A row "
+        "that starts from another cell's run is left out. Rows of other studies are here when all their seeds reach "
+        "the first mark; whether the machine was idle meanwhile is not recorded."
     )
     return [about, "", *speedrun(board.measured)]
 

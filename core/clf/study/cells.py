@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import yaml
 from clf import config as configuration
 from clf import plugins, settings
 from clf.config import Config, Layer
-from clf.errors import ConfigError
+from clf.data import DataSource
+from clf.errors import ClfError, ConfigError, RunError
 from clf.runs import Run
 from clf.study.records import Record
 from clf.study.spec import Cell, Study, slug
@@ -79,6 +80,28 @@ def check_unchanged(study: Study, cell: Cell, config: Config, record: Record | N
         )
 
 
+def check_data(cell: Cell, config: Config, data: DataSource, records: Iterable[Record]) -> None:
+    """Refuses data other than those of the cells of its column that are measured: a place is free to change, so that
+    only the images themselves tell.
+
+    Raises:
+        RunError: they are others, where the settings say that they are the same.
+    """
+    wanted = _source(asked(cell, config))
+    for record in records:
+        same = record.column == cell.column and _source(record.settings) == wanted
+        if same and record.data.fingerprint != data.fingerprint:
+            raise RunError(
+                f"the data are not those of the cell {' | '.join(map(str, record.key))!r}, which is measured "
+                f"(fingerprint {record.data.fingerprint[:12]} there, {data.fingerprint[:12]} here), and the scores "
+                "would not compare: give those data, or another --out"
+            )
+
+
+def _source(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k.startswith("data.") and not k.startswith(FREE_TO_CHANGE)}
+
+
 def _remains(cell: Cell, record: Record | None) -> str:
     folder = f"the folder runs/{cell.slug}"
     return folder if record is None else f"its line of records.jsonl and {folder}"
@@ -93,7 +116,10 @@ def _since_record(study: Study, cell: Cell, config: Config, record: Record) -> l
 
 
 def _since_start(cell: Cell, config: Config, run: Run) -> list[str]:
-    before, after = configuration.flatten(run.config()), configuration.flatten(config)
+    try:
+        before, after = configuration.flatten(run.config()), configuration.flatten(config)
+    except ClfError:  # a damaged file: that cell fails when its turn comes
+        return []
     open_ = [key for key in _SETTLED if after[key] in ("auto", None)]
     return [line for line in _changes(before, after) if not line.startswith((*open_, *cell.needs))]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clf.errors import ConfigError, did_you_mean
 
@@ -21,6 +22,16 @@ class Part(BaseModel):
     """A section of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Outline(Part):
+    """A section of sections. One with nothing in it is as one that is not there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, content: Any) -> Any:
+        given = {} if content is None else content
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class Evaluate(Part):
@@ -75,7 +86,7 @@ class Rule(Part):
     """There is no such cell."""
 
 
-class ScaleDocument(Part):
+class ScaleDocument(Outline):
     """What is different at one scale."""
 
     title: str = ""
@@ -89,7 +100,7 @@ class ScaleDocument(Part):
     evaluate: Evaluate = Evaluate()
 
 
-class StudyDocument(Part):
+class StudyDocument(Outline):
     """The whole file."""
 
     name: str
@@ -136,6 +147,8 @@ def read_document(path: Path) -> StudyDocument:
         raise ConfigError(f"study {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"study {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if _holds_itself(tree):
+        raise ConfigError(f"study {path} is not valid YAML: an anchor stands inside of what it names")
     if not isinstance(tree, dict):
         raise ConfigError(
             f"study {path} must hold 'key: value' lines, at least name, title, reference, rows and scales"
@@ -147,17 +160,39 @@ def read_document(path: Path) -> StudyDocument:
         raise ConfigError("\n".join(f"study {path}: {line}" for line in dict.fromkeys(lines))) from error
 
 
+def _holds_itself(tree: object) -> bool:
+    try:
+        json.dumps(tree, default=str, skipkeys=True)
+    except ValueError:  # as json calls a circle
+        return True
+    return False
+
+
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML takes the last of two equal keys, and the first row of that name would be lost in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._looked_at: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Before ``<<: *anchor`` puts its keys among the mapping's own, which may repeat them."""
+        if id(node) not in self._looked_at:
+            self._looked_at.add(id(node))
+            self._check(node)
+        super().flatten_mapping(node)
+
+    def _check(self, node: yaml.MappingNode) -> None:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # YAML's own complaint follows
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 _SECTIONS: dict[str, type[Part]] = {"evaluate": Evaluate, "claims": Claim, "cells": Rule, "scales": ScaleDocument}
@@ -173,3 +208,16 @@ def _explain(place: Sequence[int | str], kind: str, message: str) -> str:
         inside = _SECTIONS.get(str(part), inside)
     fields = inside.model_fields
     return f"{words} is unknown.{did_you_mean(str(place[-1]), fields)} There are {', '.join(fields)}"
+
+
+def flat(settings: Mapping[str, Any] | None) -> Settings:
+    """Nested settings by dotted key; dotted keys stay."""
+    return dict(_walk(settings or {}, ""))
+
+
+def _walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,16 @@ from clf.study.judge import Judge, Judges, Measured
 from clf.study.records import Key, Record, TrainedOn, append_record, read_records, writing
 from clf.study.spec import Cell, Study, select, slug
 from clf.study.tables import markdown
-from clf.study.watch import MEASURED, PREPARED, Line, PreparationClock, Probe, figures
+from clf.study.watch import (
+    MEASURED,
+    PREPARED,
+    LateStop,
+    Line,
+    PreparationClock,
+    Probe,
+    figures,
+    sigterm_interrupts,
+)
 
 
 @dataclass
@@ -94,10 +104,11 @@ class Runner:
         self._prepare_folder()
         self._check_unchanged()
         waiting, before = list(self._asked), -1
-        while waiting and len(waiting) != before:
-            before = len(waiting)
-            waiting = [cell for cell in waiting if not self._settled(cell)]
-        self._finish()
+        with sigterm_interrupts():
+            while waiting and len(waiting) != before:
+                before = len(waiting)
+                waiting = [cell for cell in waiting if not self._settled(cell)]
+            self._finish()
         done = self._recorded()
         return Outcome(
             done=sum(cell.key in done for cell in self._asked),
@@ -116,6 +127,12 @@ class Runner:
     def _check_unchanged(self) -> None:
         """Before anything is trained. A cell that cannot even be configured fails when its turn comes."""
         records = self._recorded()
+        for record in records.values():
+            if (record.study, record.scale) != (self.study.name, self.study.scale):
+                raise ConfigError(
+                    f"{self.records} holds a record of study {record.study} at scale {record.scale}, and this is "
+                    f"{self.study.name} at scale {self.study.scale}: give another --out, or rename the study"
+                )
         for cell in self._asked:
             try:
                 config = of_cells.configure(cell, self.runs)
@@ -164,6 +181,8 @@ class Runner:
         """Trains what is left of a cell, measures it and writes its record."""
         config = of_cells.configure(cell, self.runs)
         run = Run(self.runs / cell.slug)
+        judge = self._judges.of(config)  # first, for what cannot be scored is not worth its training
+        of_cells.check_data(cell, config, judge.data, self._recorded().values())
         self._train(cell, config, run)
         record = self._measure(cell, config, run)
         append_record(self.records, record)
@@ -182,10 +201,11 @@ class Runner:
             return
         if not begun and run.path.exists():  # killed before its first checkpoint
             with run.lock():
-                shutil.rmtree(run.path)
+                _clear_away(run)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # else shapes of earlier cells would count as ones that change
-        watchers: list[Callback] = [Line(self._place(cell), self._console), PreparationClock()]
+        late = LateStop()
+        watchers: list[Callback] = [Line(self._place(cell), self._console), PreparationClock(), late]
         if config.monitor.knn_every:
             watchers.append(Monitor())
         if cell.after_epochs:
@@ -194,6 +214,7 @@ class Runner:
             training.resume(run, config, callbacks=watchers)
         else:
             training.train(config, callbacks=watchers)
+        late.check()
 
     def _measure(self, cell: Cell, config: Config, run: Run) -> Record:
         """The scores of a finished run, as its ``evaluation.json`` has them too, and as a record."""
@@ -214,7 +235,8 @@ class Runner:
             for key in self._cells.keys() & done.keys() - needed:
                 run = self.runs / slug(key)
                 shutil.rmtree(run / "checkpoints", ignore_errors=True)
-                (run / ".lock").unlink(missing_ok=True)
+                with suppress(OSError):
+                    (run / ".lock").unlink(missing_ok=True)
         with writing(self.records):
             replace_text(self.folder / "table.md", markdown(self.study, read_records(self.records)))
 
@@ -230,10 +252,34 @@ class Runner:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
+def _clear_away(run: Run) -> None:
+    """Removes what a training leaves that was killed before its first checkpoint.
+
+    Raises:
+        RunError: there is more in the folder, or it cannot be removed.
+    """
+    more = sorted(path.name for path in run.path.iterdir() if path.name not in _BEGINNING and path.suffix != ".tmp")
+    if more:
+        raise RunError(
+            f"run {run.path} has no checkpoint to go on from, but holds {', '.join(more[:5])}: remove the folder to "
+            "train the cell anew"
+        )
+    try:
+        shutil.rmtree(run.path)
+    except OSError as error:
+        raise unwritable(run.path, error) from error
+
+
 def make_record(study: Study, cell: Cell, config: Config, run: Run, judge: Judge, found: Measured) -> Record:
-    """What is known of a finished run, without any place on this machine."""
+    """What is known of a finished run, without any place on this machine.
+
+    Raises:
+        RunError: the run's own records are lost.
+    """
     manifest, records = run.manifest(), run.metrics()
     trained = [record for record in records if record["kind"] == "train"]
+    if not trained:
+        raise RunError(f"{run.metrics_file} has no record of the training: remove {run.path} to train the cell anew")
     prepared = next((float(record["seconds"]) for record in records if record["kind"] == PREPARED), None)
     seconds = float(manifest["wall_seconds"]) - (prepared or 0.0)
     return Record(
@@ -266,6 +312,8 @@ def make_record(study: Study, cell: Cell, config: Config, run: Run, judge: Judge
 _FROM_MANIFEST = (
     *("parameters", "device", "threads", "world_size", "packages", "python", "commit", "clf_version", "created"),
 )
+_BEGINNING = {".lock", "config.yaml", "manifest.json", "checkpoints"}
+"""What is in a run folder before its first step."""
 NAMES = {"knn": "k-NN", "linear": "linear"}
 
 

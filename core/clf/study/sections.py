@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from clf.spread import Spread, paired, spread
 from clf.study.evidence import Cost, Evidence, costs, data_set, machine
 from clf.study.records import Record
-from clf.study.spec import Study
+from clf.study.spec import Claim, Study
 from clf.study.tables import Column, cell_values, column_name, columns_of
 from clf.study.verdicts import Verdict, judge
 
@@ -116,7 +116,9 @@ def difference(found: Spread | None) -> str:
 def verdicts(evidence: Evidence, rows: Rows = None) -> list[str]:
     """One line for each claim: what was found, the numbers, and what would be needed to tell."""
     every = judge(evidence.study, evidence.records)
-    return [_verdict(each) for each in every if rows is None or {each.claim.row, each.claim.against} <= set(rows)]
+    return [
+        _verdict(evidence, each) for each in every if rows is None or {each.claim.row, each.claim.against} <= set(rows)
+    ]
 
 
 def numbers(verdict: Verdict) -> str:
@@ -174,13 +176,43 @@ def apart(parts: Sequence[Cost], word: Callable[[Cost], str]) -> str:
     return "; ".join(f"{word(each)} ({each.machine})" if len(parts) > 1 else word(each) for each in parts)
 
 
-def _verdict(verdict: Verdict) -> str:
+def wall(cost: Cost) -> str:
+    """``41 s``, ``41 s + 2.0 min before``, or ``41 s, after static`` where it starts from a run of that row."""
+    if cost.builds_on:
+        return f"{duration(cost.wall_seconds)}, after {cost.builds_on}"
+    before = "" if cost.preparation_seconds is None else f" + {duration(cost.preparation_seconds)} before"
+    return f"{duration(cost.wall_seconds)}{before}"
+
+
+def _verdict(evidence: Evidence, verdict: Verdict) -> str:
     claim = verdict.claim
     found = numbers(verdict)
-    text = f"- {claim.text}: **{verdict.outcome}**" + (f"; {found}." if found else ".")
+    text = f"- {claim.text}: **{verdict.outcome}**" + (f"; {found}." if found else ".") + _both_times(evidence, claim)
     if verdict.outcome == "no difference was seen":
         text += " Differences inside the interval stay possible."
     return text if verdict.outcome == "confirmed" or not claim.to_tell else f"{text} To tell: {claim.to_tell}."
+
+
+def _both_times(evidence: Evidence, claim: Claim) -> str:
+    """What the two sides of a claim took, for each machine that has both: equal epochs are seldom equal times."""
+    ours, theirs = ({each.machine: each for each in costs(_until(evidence, *side))} for side in claim.sides)
+    shared = [name for name in ours if name in theirs]
+    parts = [
+        f"{wall(ours[name])}, against {wall(theirs[name])}" + (f" on {name}" if len(shared) > 1 else "")
+        for name in shared
+    ]
+    return f" Wall time: {'; '.join(parts)}." if parts else ""
+
+
+def _until(evidence: Evidence, row: str, column: str, after: int | None) -> list[Record]:
+    """The records of a cell, with the time until the end of an epoch as their time."""
+    if after is None:
+        return evidence.of(row, column)
+    return [
+        record.model_copy(update={"wall_seconds": record.after[str(after)]["wall_seconds"]})
+        for record in evidence.of(row, column)
+        if "wall_seconds" in record.after.get(str(after), {})
+    ]
 
 
 def _times(evidence: Evidence, rows: Rows) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from clf import config as configuration
 from clf.config import Layer
 from clf.errors import ConfigError, did_you_mean
-from clf.study.document import Claim, Evaluate, Rule, Settings, StudyDocument, read_document
+from clf.study.document import Claim, Evaluate, Rule, Settings, StudyDocument, flat, read_document
 from clf.study.records import Key
 
 __all__ = ["Cell", "Claim", "Evaluate", "Study", "read_studies", "read_study", "select", "slug"]
@@ -93,10 +93,11 @@ class Study:
         Raises:
             ConfigError: a given key is one that the study sets.
         """
-        own = _flat(given)
+        own = flat(given)
         for name in OURS:
             if name in own:
                 raise ConfigError(f"{name} (command line) is set for each cell by the study: use --seeds and --out")
+        self._check_given(own)
         every = {
             (row, column, seed): self._cell(row, column, seed, own)
             for seed in self.seeds
@@ -108,6 +109,22 @@ class Study:
         for key in every:
             _add(ordered, every, key)
         return list(ordered.values())
+
+    def _check_given(self, given: Settings) -> None:
+        """Refuses a setting for all cells where the study's point is that they differ in it: names of rows and columns
+        would no longer say what was trained."""
+        cells = [(row, column) for column in self.columns for row in self.rows if self.has(row, column)]
+        for name in given:
+            found: dict[str, str] = {}
+            for row, column in cells:
+                values = [layer.values[name] for layer in self.layers(row, column) if name in layer.values]
+                found.setdefault(repr(values[-1:]), f"{row} | {column}")
+            if len(found) > 1:
+                one, two = list(found.values())[:2]
+                raise ConfigError(
+                    f"{name} (command line) is what cells of study {self} differ in, for example {one!r} and {two!r}: "
+                    "leave it out, use --only, or edit a copy of the file"
+                )
 
     def has(self, row: str, column: str) -> bool:
         """Whether there is such a cell."""
@@ -127,7 +144,7 @@ class Study:
             Layer(f"{self.path.name}, row {row!r}", self.rows[row]),
         ]
         rules = [rule for rule in self.rules if _is_of(rule, row, column)]
-        return [*layers, *(Layer(f"{self.path.name}, cells", _flat(rule.settings)) for rule in rules)]
+        return [*layers, *(Layer(f"{self.path.name}, cells", flat(rule.settings)) for rule in rules)]
 
     def _cell(self, row: str, column: str, seed: int, given: Settings) -> Cell:
         settings: Settings = {}
@@ -225,7 +242,7 @@ def _at(path: Path, document: StudyDocument, scale: str) -> Study:
     evaluate = document.evaluate.model_copy(
         update={name: getattr(own.evaluate, name) for name in own.evaluate.model_fields_set}
     )
-    rows = {name: {**_flat(each), **_flat(own.rows.get(name))} for name, each in document.rows.items()}
+    rows = {name: {**flat(each), **flat(own.rows.get(name))} for name, each in document.rows.items()}
     return Study(
         path=path,
         name=document.name,
@@ -235,7 +252,7 @@ def _at(path: Path, document: StudyDocument, scale: str) -> Study:
         paper=document.paper,
         reference=document.reference,
         seeds=document.seeds if own.seeds is None else own.seeds,
-        base={**_flat(document.base), **_flat(own.base)},
+        base={**flat(document.base), **flat(own.base)},
         rows=rows,
         columns=_columns(path, columns.columns, columns.grid),
         rules=(*document.cells, *own.cells),
@@ -252,9 +269,15 @@ def _columns(
     if columns is not None and grid is not None:
         raise ConfigError(f"study {path} gives columns and a grid in one place: a grid makes columns; keep one of them")
     if grid is None:
-        return {name: _flat(each) for name, each in (columns or {ONLY_COLUMN: {}}).items()}
+        return {name: flat(each) for name, each in (columns or {ONLY_COLUMN: {}}).items()}
+    if not grid:
+        raise ConfigError(f"study {path}: the grid is empty: give it 'key: [values]', or remove it")
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    return {", ".join(f"{key} {_word(value)}" for key, value in each.items()): _flat(each) for each in combinations}
+    names = [", ".join(f"{key} {_word(value)}" for key, value in each.items()) for each in combinations]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"study {path}: the grid has {twice!r} twice: give each value of a key once")
+    return {name: flat(each) for name, each in zip(names, combinations, strict=True)}
 
 
 def _word(value: object) -> str:
@@ -283,6 +306,8 @@ def _check(study: Study, scales: Sequence[Study]) -> None:
         for row, column, _ in claim.sides:
             _known(f"{place}, claim {claim.text!r}", "row", row, study.rows)
             _known(f"{place}, claim {claim.text!r}", "column", column, every_column)
+        if claim.sides[0] == claim.sides[1]:
+            raise ConfigError(f"{place}, claim {claim.text!r} compares a cell with itself: see its row and against")
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(
             f"{place}, scale {study.scale!r}: seeds = {list(study.seeds)} must be different, and one at least"
@@ -369,16 +394,3 @@ def _add(ordered: dict[Key, Cell], every: Mapping[Key, Cell], key: Key, path: tu
     for needed in every[key].needs.values():
         _add(ordered, every, needed, (*path, key))
     ordered[key] = every[key]
-
-
-def _flat(settings: Mapping[str, Any] | None) -> Settings:
-    """Nested settings by dotted key; dotted keys stay."""
-    return dict(_walk(settings or {}, ""))
-
-
-def _walk(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

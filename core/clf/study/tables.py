@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from clf.spread import Spread, paired, spread
+from clf.study.evidence import Evidence
 from clf.study.records import Record
 from clf.study.spec import Study
 
@@ -63,6 +64,8 @@ def summary(study: Study, records: Sequence[Record]) -> str:
         sources = _listed(f"{record.clf_version} ({record.commit or 'installed'})" for record in own)
         data = _listed(f"{record.data.name} ({record.data.split})" for record in own)
         words.append(f"Data: {data}. Device: {machines}. clf {sources}.")
+        if given := Evidence(study, tuple(own), len(records) - len(own)).given:
+            words.append(f"Settings other than the file's: {', '.join(given)}.")
     return " ".join(words)
 
 

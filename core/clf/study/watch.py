@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from rich.progress import Progress as Bar
 
 from clf.callbacks import Callback
 from clf.study.judge import Judge
-from clf.trainer import Trainer
+from clf.trainer import Interrupted, Trainer
 
 MEASURED = "evaluation"
 """Kind of the records that hold scores after an epoch."""
@@ -49,6 +52,48 @@ class PreparationClock(Callback):
     def on_preparation(self, trainer: Trainer) -> None:
         if trainer.prepared == trainer.preparation_steps:
             trainer.record(PREPARED, prepared=trainer.prepared, seconds=round(trainer.seconds, 3))
+
+
+class LateStop(Callback):
+    """Keeps a signal that came in the last step, which ends the training as if there had been none."""
+
+    def __init__(self) -> None:
+        self._by: Interrupted | None = None
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.state == "complete" and trainer.stop.requested:
+            self._by = Interrupted(trainer.run, trainer.step, signal.Signals(trainer.stop.number).name)
+
+    def check(self) -> None:
+        """
+        Raises:
+            Interrupted: there was one.
+        """
+        if self._by is not None:
+            raise self._by
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came between two trainings."""
+
+    signal_name = "SIGTERM"
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM is an exception as Ctrl-C is; a training takes both over for its time."""
+    if threading.current_thread() is not threading.main_thread():  # where there are no signals
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Line(Callback):
