@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clf.evaluate.features import encode
+from clf.evaluate.few_shot import few_shot
 from clf.evaluate.knn import knn_accuracy, knn_predict, nearest
 from clf.evaluate.linear import STRENGTHS, fit, linear_probe, objective
+from clf.evaluate.retrieval import retrieval
 
 
 def naive_knn(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> list[int]:
@@ -224,3 +226,31 @@ def test_encode_follows_the_encoders_type_and_returns_float32() -> None:
 def test_encode_refuses_floats_and_nothing(images: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8"):
         encode(nn.Flatten(), images)
+
+
+def test_the_search_goes_on_while_nothing_better_than_the_commonest_class_is_found() -> None:
+    def drawn(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        y = (torch.rand(n, generator=g) < 0.1).long()
+        common = torch.randn(n, 1, generator=g)
+        x = common + 0.3 * torch.randn(n, 20, generator=g)
+        x[:, 0] = common[:, 0]
+        x[:, 1] = x[:, 0] + 0.02 * (2 * y - 1) + 0.005 * torch.randn(n, generator=g)
+        return x, y  # the class is in the small difference of two columns, which a strong penalty hides
+
+    queries, y = drawn(500, 1)
+    found = linear_probe(*drawn(1500, 0), queries, y)
+    assert found.strength == STRENGTHS[-1]
+    assert found.accuracy > 0.95 > float((y == 0).double().mean())
+
+
+def test_features_that_are_not_finite_count_as_zero() -> None:
+    broken, labels = torch.full((20, 4), math.nan), torch.arange(20) % 2
+    scores, rows = nearest(broken, broken[:3], 5)
+    assert scores.unique().tolist() == [0.0]
+    assert rows.tolist() == [list(range(5))] * 3
+    assert linear_probe(broken, labels, broken[:6], labels[:6]).accuracy == 0.5
+    found = retrieval(broken, labels, broken[:6], labels[:6])
+    assert found.recall["1"] == 0.0
+    assert found == retrieval(torch.zeros(20, 4), labels, torch.zeros(6, 4), labels[:6])
+    assert few_shot(broken, labels, broken, labels, 1, 0, episodes=3).accuracy == 0.5

@@ -25,8 +25,9 @@ from clf.evaluate.few_shot import few_shot
 from clf.evaluate.knn import knn_predict
 from clf.evaluate.linear import linear_probe, rotated
 from clf.evaluate.material import other_data, prepare
-from clf.evaluate.results import BESIDES, OF_ALL
+from clf.evaluate.results import BESIDES, NO_GAIN, OF_ALL, with_earlier
 from clf.evaluate.retrieval import retrieval
+from clf.report import write_report
 from clf.runs import Run
 
 DIGITS = DataSection(name="digits", limit=500)
@@ -219,3 +220,29 @@ def test_results_are_read_and_shown_without_torch() -> None:
     assert evaluate_run is measure.evaluate_run
     with pytest.raises(AttributeError, match="nothing"):
         sys.modules["clf.evaluate"].nothing  # noqa: B018
+
+
+def test_a_diverged_encoder_is_measured_and_named(fresh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = experiment.load
+
+    def diverged(run: Run, **options: Any) -> experiment.Experiment:
+        what = original(run, **options)
+        for name, buffer in what.method.named_buffers():
+            if name.endswith("running_var"):
+                buffer.fill_(float("nan"))
+        return what
+
+    monkeypatch.setattr(experiment, "load", diverged)
+    found = evaluate_run(fresh, DIGITS, everything=True)
+    assert any(note.startswith("Features of the trained encoder are not finite") for note in found.notes)
+    assert "diverged" in str(found.verdict)
+    trained = found.representations[-1].retrieval
+    assert trained is not None and trained.recall["10"] == 0.0
+    read_evaluations(fresh)
+    write_report(fresh)
+
+
+def test_the_sentence_on_gain_is_that_of_the_last_evaluation(evaluation: Evaluation) -> None:
+    old = evaluation.model_copy(update={"notes": (f"{NO_GAIN}: k-NN 1.0 % against 2.0 %", "kept")})
+    new = evaluation.model_copy(update={"notes": (f"{NO_GAIN}: k-NN 1.1 % against 2.0 %",), "measured": {}})
+    assert with_earlier(new, old).notes == (*new.notes, "kept")

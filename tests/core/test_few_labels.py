@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clf.evaluate.few_labels import draw, few_labels, too_few_labels
-from clf.evaluate.linear import STRENGTHS, Rotated, minimise, objective, principal_axes, probe, rotated
+from clf.evaluate.linear import STRENGTHS, Rotated, fit, minimise, objective, principal_axes, probe, rotated
 
 
 def drawn(n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,17 +89,35 @@ def test_principal_axes_are_uncorrelated_and_keep_lengths() -> None:
     bank, _, queries, _ = drawn(200, 50)
     features, axes = rotated(bank, queries), principal_axes(bank)
     covariance = features.bank.T @ features.bank / len(bank)
-    assert torch.allclose(covariance, torch.diag(features.variances), atol=1e-9)
+    assert torch.allclose(covariance, torch.diag(axes.variances), atol=1e-9)
     standardised = (queries - axes.mean) / axes.scale
-    assert torch.allclose(features.queries.norm(dim=1), standardised.norm(dim=1))
+    assert torch.allclose(axes.rotate(queries).norm(dim=1), standardised.norm(dim=1))
+    weight, bias = torch.randn(3, 12, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    assert torch.allclose(features.logits(weight, bias), axes.rotate(queries) @ weight.T + bias)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_neither_the_scale_of_the_axes_nor_the_start_moves_the_minimum(strength: float) -> None:
     bank, y, queries, _ = drawn(90, 5)
     features = rotated(bank, queries)
-    found = minimise(features.bank, y, features.variances, 3, strength)
+    found = minimise(features.bank, y, features.axes.variances, 3, strength)
     start = (torch.ones(3, 12, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
     other = minimise(features.bank, y, torch.ones(12, dtype=torch.float64), 3, strength, start, max_iter=3000)
     values = [float(objective(features.bank, y, *each, strength)) for each in (found, other)]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_few_images_of_many_columns_have_few_axes_and_the_same_minimum() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(40, 200, generator=g, dtype=torch.float64) * torch.logspace(-2, 1, 200) + 3, torch.arange(40) % 3
+    axes = principal_axes(x)
+    assert axes.vectors.shape == (200, 40)
+    z = (x - x.mean(0)) / x.std(0, correction=0)
+    for strength in (1.0, 1e-2, 1e-4):
+        ours = fit(x, y, 3, strength)
+        theirs = LogisticRegression(C=1 / (len(x) * strength), tol=1e-10, max_iter=20_000).fit(z.numpy(), y.numpy())
+        weight, bias = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
+        best = float(objective(z, y, weight, bias, strength))
+        assert float(objective(z, y, ours.weight, ours.bias, strength)) == pytest.approx(best, abs=1e-7)

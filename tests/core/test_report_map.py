@@ -186,3 +186,8 @@ def test_script_data_round_trip() -> None:
     text = script_json(content)
     assert not set(text) & set("<>&\u2028")
     assert json.loads(text) == content
+
+
+def test_the_neighbours_that_chance_alone_would_keep_are_told() -> None:
+    assert embedding_map(mapped(11)).count("100 % would be by chance") == 2
+    assert embedding_map(mapped(101)).count("10 % would be by chance") == 2

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from clf.evaluate.results import (
+    NO_GAIN,
     ClassScore,
     Evaluation,
     FewLabels,
@@ -15,6 +16,7 @@ from clf.evaluate.results import (
 )
 from clf.report.classes import Confusion, bars, classes, confusions, judge
 from clf.report.tables import evaluations, table
+from clf.report.verdicts import Facts, gain
 
 
 def evaluation(**trained: Any) -> Evaluation:
@@ -111,3 +113,11 @@ def test_of_many_classes_those_between_are_folded() -> None:
     html = classes(None, judged)
     assert html.count('scope="row"') == 30
     assert "6 classes between them" in html
+
+
+def test_what_a_verdict_says_is_not_said_again_beside_the_tables() -> None:
+    found = evaluation().model_copy(update={"notes": (f"{NO_GAIN}: k-NN 50.0 % against 50.0 %", "another note")})
+    html = evaluations({"toy": found})
+    assert NO_GAIN not in html
+    assert "another note" in html
+    assert [verdict.kind for verdict in gain(Facts([], {}, {}, evaluations=(found,)))] == ["bad"]

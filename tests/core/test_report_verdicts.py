@@ -115,6 +115,13 @@ def test_gain_is_against_the_best_baseline_beyond_the_sampling_error(ours: float
     assert ("Train longer" in verdict.words) == (kind == "bad")
 
 
+@pytest.mark.parametrize(("tests", "kind"), [(1, "bad"), (2, "bad"), (30, "good")])
+def test_a_few_images_that_are_all_right_are_no_proof(tests: int, kind: str) -> None:
+    verdict = only(gain(facts(evaluations=(evaluation(1.002, 0.002, tests=tests),))))
+    assert verdict.kind == kind
+    assert "± 0.0 points" not in verdict.words
+
+
 def test_gain_needs_something_to_compare_with() -> None:
     without = evaluation(0.5).model_copy(update={"representations": ()})
     assert list(gain(facts(evaluations=(evaluation(0.5), without)))) == []

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from clf.evaluate.knn import directions
 from clf.evaluate.results import FewShot
 from clf.random import generator
 from clf.spread import spread
@@ -53,7 +53,7 @@ def few_shot(
     if reason:
         raise ValueError(reason)
     ways = min(ways, len(eligible(bank_labels, query_labels, shots)))
-    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    bank, queries = directions(bank), directions(queries)
     accuracies = []
     for support, asked in draw(bank_labels.cpu(), query_labels.cpu(), ways, shots, episodes, seed):
         means = bank[support.to(bank.device)].mean(1)  # (W, D)

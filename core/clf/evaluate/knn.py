@@ -34,9 +34,14 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     k = min(k, len(bank))
-    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    bank, queries = directions(bank), directions(queries)
     parts = [_top(part @ bank.T, k) for part in torch.split(queries, CHUNK)]
     return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
+
+
+def directions(x: Tensor) -> Tensor:
+    """Rows (n, D) at unit length. One that is zero or not finite has no direction: zeros, whose cosines are 0."""
+    return F.normalize(x, dim=1).nan_to_num(nan=0.0)
 
 
 def _top(cosine: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 HELD_OUT = 0.2
 """Share of each class of the training split that chooses the strength."""
 PATIENCE = 2
-"""So many strengths in a row that are no better than the best end the search."""
+"""So many strengths in a row that are no better than the best end the search, once the best is better than always
+answering the commonest class: a strong penalty hides what lies along axes of little variance."""
 CHUNK = 8192
 """Rows that are standardised and rotated at once."""
 
@@ -53,22 +54,32 @@ class Axes:
 
     mean: Tensor  # (D,)
     scale: Tensor  # (D,)
-    vectors: Tensor  # (D, D), an axis is a column
-    variances: Tensor  # (D,)
+    vectors: Tensor  # (D, A), an axis is a column; A = D, or fewer where so few images cannot vary along more
+    variances: Tensor  # (A,)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """(n, D) -> (n, D) along the axes; lengths and angles of the standardised features stay."""
+        """(n, D) -> (n, A) along the axes; lengths and angles of the standardised features of the bank stay."""
         parts = [((part - self.mean) / self.scale) @ self.vectors for part in torch.split(x, CHUNK)]
         return torch.cat(parts) if parts else x
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """Features of both splits, standardised by the training split and along its principal axes. No labels are used."""
+    """Features of the training split along its principal axes, and those of the test split as they came. No labels are
+    used.
+    """
 
-    bank: Tensor  # (n, D)
+    bank: Tensor  # (n, A)
     queries: Tensor  # (m, D)
-    variances: Tensor  # (D,)
+    axes: Axes
+
+    def logits(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Of the queries (m, classes), by a weight (classes, A) along the axes.
+
+        The weight is turned back, for which the queries need not be turned.
+        """
+        back = LinearClassifier(self.axes.mean, self.axes.scale, weight @ self.axes.vectors.T, bias)
+        return torch.cat([back.logits(part) for part in torch.split(self.queries, CHUNK)])
 
 
 @dataclass(frozen=True)
@@ -85,20 +96,30 @@ class LinearProbe:
 
 @torch.no_grad()
 def principal_axes(x: Tensor) -> Axes:
-    """Mean, standard deviation and principal axes of features (n, D); constant columns are only centred."""
+    """Mean, standard deviation and principal axes of features (n, D); constant columns are only centred.
+
+    Few images span few of the axes. The others are left out: no weight can lie there at a minimum, for it would cost
+    its penalty and change no training image's answer.
+    """
     mean, scale = _moments(x)
+    if 2 * len(x) <= x.shape[1]:
+        _, singular, axes = torch.linalg.svd((x - mean) / scale, full_matrices=False)
+        return Axes(mean, scale, axes.T, singular.square() / len(x))
     gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for part in torch.split(x, CHUNK):
         z = (part - mean) / scale
         gram += (z.T @ z).double()
-    variances, vectors = torch.linalg.eigh(torch.nan_to_num(gram / len(x)))
-    return Axes(mean, scale, vectors.to(x.dtype), variances.clamp_min(0).to(x.dtype))
+    variances, vectors = torch.linalg.eigh((gram / len(x)).to(x.dtype))
+    return Axes(mean, scale, vectors, variances.clamp_min(0))
 
 
 def rotated(bank: Tensor, queries: Tensor) -> Rotated:
-    """What :func:`probe` takes, from features (n, D) and (m, D) of one type on one device."""
+    """What :func:`probe` takes, from features (n, D) and (m, D) of one type on one device. What is not finite, as of a
+    run that diverged, counts as zero.
+    """
+    bank, queries = (x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (bank, queries))
     axes = principal_axes(bank)
-    return Rotated(axes.rotate(bank), axes.rotate(queries), axes.variances)
+    return Rotated(axes.rotate(bank), queries, axes)
 
 
 def linear_probe(
@@ -133,9 +154,9 @@ def probe(
     fit_rows, held_rows = (part.to(x.device) for part in _split(y.cpu(), seed))
     strength, held_out, start = STRENGTHS[len(STRENGTHS) // 2], None, None
     if len(held_rows):
-        strength, held_out, start = _choose(x, y, features.variances, fit_rows, held_rows, len(classes))
-    weight, bias = minimise(x, y, features.variances, len(classes), strength, start)
-    predicted = classes[F.linear(features.queries, weight, bias).argmax(1)]
+        strength, held_out, start = _choose(x, y, features.axes.variances, fit_rows, held_rows, len(classes))
+    weight, bias = minimise(x, y, features.axes.variances, len(classes), strength, start)
+    predicted = classes[features.logits(weight, bias).argmax(1)]
     return LinearProbe(float((predicted == query_labels).double().mean()), strength, held_out, predicted)
 
 
@@ -202,13 +223,14 @@ def _choose(
     x_fit, y_fit, x_held, y_held = x[fit_rows], y[fit_rows], x[held_rows], y[held_rows]
     found: list[tuple[float, float, tuple[Tensor, Tensor]]] = []
     best, classifier = 0, None
+    constant = float((y_held == y_fit.mode().values).double().mean())
     for strength in STRENGTHS:
         classifier = minimise(x_fit, y_fit, variances, classes, strength, classifier, max_iter=60, tolerance=1e-6)
         accuracy = float((F.linear(x_held, *classifier).argmax(1) == y_held).double().mean())
         found.append((strength, accuracy, classifier))
         if accuracy > found[best][1]:
             best = len(found) - 1
-        if len(found) - 1 - best == PATIENCE:
+        if found[best][1] > constant and len(found) - 1 - best >= PATIENCE:
             break
     return found[best]
 

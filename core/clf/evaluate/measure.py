@@ -89,7 +89,7 @@ def evaluate_run(
         representations=tuple(rows),
         verdict=diagnostics.verdict(found) if found else None,
         protocol=words.protocol(trained, source, material, everything),
-        notes=(*notes, *words.no_gain(rows, len(material.queries))),
+        notes=(*notes, *words.of_rows(rows, len(material.queries))),
         measured=dict.fromkeys(OF_ALL, created) if everything and material.scorable else {},
         device=str(run_device(trained.config)),
         seconds=round(time.monotonic() - started, 2),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +24,8 @@ PROTOCOL_NAMES = {
     "fine_tuned": "fine-tuning",
 }
 """Their entries in ``Evaluation.protocol``."""
+NO_GAIN = "Training has not shown a gain"
+"""How the note of an evaluation begins whose :func:`gain` is not clear."""
 
 
 class Result(BaseModel):
@@ -172,6 +176,45 @@ class Evaluation(Result):
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """The trained encoder beside the best of its baselines, by the k-NN of smallest k."""
+
+    ours: float
+    theirs: float
+    best: str
+    """The name of that baseline."""
+    error: float
+    """Half the width of the difference's 95 % interval from so many test images, as if they were not the same ones for
+    both, which is cautious: the errors of two representations go together."""
+    clear: bool
+    """Whether that interval lies above zero."""
+
+    @property
+    def figures(self) -> str:
+        return (
+            f"{100 * self.ours:.1f} % against {100 * self.theirs:.1f} % for the {self.best}, with a sampling error of "
+            f"± {100 * self.error:.1f} points"
+        )
+
+
+def gain(rows: Sequence[Representation], test_images: int) -> Gain | None:
+    """What training added, the trained encoder being the last row; None without a baseline or without accuracies.
+
+    The interval is that of Agresti and Caffo (The American Statistician 54, 2000): one right and one wrong answer are
+    added to each side, without which a few images that are all right or all wrong would leave no doubt.
+    """
+    scored = [row for row in rows if row.knn]
+    if len(scored) < 2 or not test_images:
+        return None
+    *baselines, trained = scored
+    best = max(baselines, key=lambda row: row.knn[-1].accuracy)
+    ours, theirs = trained.knn[-1].accuracy, best.knn[-1].accuracy
+    a, b = ((share * test_images + 1) / (test_images + 2) for share in (ours, theirs))
+    error = 1.96 * math.sqrt((a * (1 - a) + b * (1 - b)) / (test_images + 2))
+    return Gain(ours, theirs, best.name, error, clear=a - b > error)
+
+
 def with_earlier(new: Evaluation, old: Evaluation) -> Evaluation:
     """The new evaluation with what it did not measure and an earlier one of the same checkpoint and images did."""
     kept = [name for name in BESIDES if name in old.measured and name not in new.measured]
@@ -187,7 +230,7 @@ def with_earlier(new: Evaluation, old: Evaluation) -> Evaluation:
         update={
             "representations": rows,
             "protocol": {**new.protocol, **words},
-            "notes": tuple(dict.fromkeys([*new.notes, *old.notes])),
+            "notes": tuple(dict.fromkeys([*new.notes, *(n for n in old.notes if not n.startswith(NO_GAIN))])),
             "measured": {**{name: old.measured[name] for name in kept}, **new.measured},
         }
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from clf.evaluate.knn import directions
 from clf.evaluate.results import Retrieval
 
 AT = (1, 5, 10)
@@ -29,8 +29,8 @@ def retrieval(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: 
         bank_labels, query_labels: (n,) and (m,) int64. A query whose class the bank lacks counts as zero everywhere.
     """
     order = bank_labels.argsort(stable=True)
-    bank, bank_labels = F.normalize(bank[order], dim=1), bank_labels[order]
-    queries = F.normalize(queries, dim=1)
+    bank, bank_labels = directions(bank[order]), bank_labels[order]
+    queries = directions(queries)
     precision = torch.zeros(len(queries), dtype=torch.float64)  # average precision of each query
     hits = torch.zeros(len(queries), len(AT), dtype=torch.float64)  # right answers among the first k
     for label in torch.unique(query_labels).tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from clf.data import DataSource
@@ -9,7 +10,7 @@ from clf.evaluate import few_labels, few_shot, fine_tune, retrieval
 from clf.evaluate.linear import HELD_OUT, STRENGTHS
 from clf.evaluate.material import DIAGNOSED, PAIRS, Material
 from clf.evaluate.pixels import LARGEST_RAW
-from clf.evaluate.results import Representation
+from clf.evaluate.results import NO_GAIN, Representation, gain
 from clf.evaluate.scores import KNN, TEMPERATURE, left_out
 from clf.experiment import Experiment
 
@@ -61,8 +62,9 @@ def _of_all(material: Material) -> dict[str, str]:
         "by the whole training split, which takes no labels",
         "few-shot": f"{few_shot.EPISODES} episodes of {few_shot.WAYS} classes, or all if fewer: nearest class mean of "
         "L2-normalised features (SimpleShot's L2N), shots from the training split, up to "
-        f"{few_shot.QUERIES} queries of each class from the test split; mean and its 95 % interval. The classes are "
-        "those of the data set, not ones kept back from training",
+        f"{few_shot.QUERIES} queries of each class from the test split; mean and its 95 % interval over the episodes, "
+        "all drawn from these images: others would add to it. The classes are those of the data set, not ones kept "
+        "back from training",
         "retrieval": "cosine; queries = test split, searched = training split, right = same class; mean average "
         f"precision over the whole ranking; recall@k = share of queries with a right answer among the first k "
         f"({', '.join(map(str, retrieval.AT))}), precision@k = share of right answers there; of equal cosines the "
@@ -120,17 +122,14 @@ def _unscorable(source: DataSource, material: Material) -> str | None:
     return None
 
 
-def no_gain(rows: Sequence[Representation], test_images: int) -> list[str]:
-    """A plain sentence when the trained encoder is not clearly better than a baseline by the k-NN of smallest k."""
-    trained, baselines = rows[-1], rows[:-1]
-    if not trained.knn:
-        return []
-    best = max(baselines, key=lambda row: row.knn[-1].accuracy)
-    ours, theirs = trained.knn[-1].accuracy, best.knn[-1].accuracy
-    error = 1.96 * ((ours * (1 - ours) + theirs * (1 - theirs)) / test_images) ** 0.5
-    if ours - theirs > error:
-        return []
-    return [
-        f"Training has not shown a gain: k-NN {100 * ours:.1f} % against {100 * theirs:.1f} % for the {best.name}, "
-        f"with a sampling error of ± {100 * error:.1f} points. Train longer, on more images or with other views."
+def of_rows(rows: Sequence[Representation], test_images: int) -> list[str]:
+    """What the figures themselves call for: features that are no numbers, and training that gained nothing."""
+    broken = [row.name for row in rows if row.diagnostics and not math.isfinite(row.diagnostics.rank_me)]
+    found = [
+        f"Features of the {name} are not finite numbers. They count as zero, so that its accuracies mean nothing."
+        for name in broken
     ]
+    measured = gain(rows, test_images)
+    if measured is not None and not measured.clear:
+        found.append(f"{NO_GAIN}: k-NN {measured.figures}. Train longer, on more images or with other views.")
+    return found

@@ -153,11 +153,14 @@ def _buttons(legend: list[Slot]) -> str:
 def _about(found: EmbeddingMap) -> str:
     """What the pictures can and cannot tell."""
     share = 100 * sum(found.explained)
-    near = f"nearest images ({min(KEPT, len(found.images) - 1)} each)"
+    others = len(found.images) - 1
+    near = f"nearest images ({min(KEPT, others)} each)"
+    chance = f"{100 * min(KEPT, others) / others:.3g} % would be by chance"
     words = (
         f"PCA is a shadow of the features: straight lines stay straight, and the two axes hold {share:.0f} % of the "
         f"variance. Groups that lie apart here are apart; groups that overlap may be apart in the other "
-        f"{100 - share:.0f} %. Of the {near}, {100 * found.pca.kept:.0f} % are the nearest on this picture too."
+        f"{100 - share:.0f} %. Of the {near}, {100 * found.pca.kept:.0f} % are the nearest on this picture too; "
+        f"{chance}."
     )
     text = f'<p class="note" data-about="pca">{escape(words)}</p>'
     if found.tsne is None:
@@ -165,7 +168,8 @@ def _about(found: EmbeddingMap) -> str:
     words = (
         f"t-SNE keeps neighbours together and gives up the rest: sizes of groups, gaps between them and directions "
         f"mean nothing, and it can show groups where there are none. Of the {near}, {100 * found.tsne.kept:.0f} % are "
-        f"the nearest on this picture too. Perplexity {found.perplexity:.3g}, from the first principal components."
+        f"the nearest on this picture too; {chance}. Perplexity {found.perplexity:.3g}, from the first principal "
+        "components."
     )
     return f'{text}<p class="note" data-about="tsne" hidden>{escape(words)}</p>'
 

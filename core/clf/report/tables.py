@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from clf.evaluate.results import Evaluation
+from clf.evaluate.results import NO_GAIN, Evaluation
 from clf.evaluate.terminal import Cells, accuracy_cells, further_cells, label_free_cells
 
 
@@ -25,7 +25,8 @@ def _evaluation(evaluation: Evaluation) -> str:
         if cells[1]
     )
     collapsed = f'<p class="verdict bad">{escape(evaluation.verdict)}</p>' if evaluation.verdict else ""
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in evaluation.notes if note)
+    told = [note for note in evaluation.notes if not note.startswith(NO_GAIN)]  # the verdicts of the page say it
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in told)
     words = {
         "measured": f"{evaluation.created} with clf {evaluation.clf_version}, in {evaluation.seconds:.0f} s on "
         f"{evaluation.device}",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from clf import diagnostics
 from clf.evaluate.results import Diagnostics, Evaluation
+from clf.evaluate.results import gain as measured_gain
 from clf.report.charts import Point
 
 Kind = Literal["good", "hint", "bad"]
@@ -161,18 +162,11 @@ def collapse(facts: Facts) -> Iterator[Verdict]:
 def gain(facts: Facts) -> Iterator[Verdict]:
     """Whether training was worth it, for each data set with labels, by the k-NN of smallest k."""
     for evaluation in facts.evaluations:
-        scored = [row for row in evaluation.representations if row.knn]
-        if len(scored) < 2 or not evaluation.test_images:
+        found = measured_gain(evaluation.representations, evaluation.test_images)
+        if found is None:
             continue
-        *baselines, trained = scored
-        best = max(baselines, key=lambda row: row.knn[-1].accuracy)
-        ours, theirs = trained.knn[-1].accuracy, best.knn[-1].accuracy
-        error = SIGMAS * math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / evaluation.test_images)
-        figures = (
-            f"k-NN on {evaluation.data} {100 * ours:.1f} % against {100 * theirs:.1f} % for the {best.name}, with a "
-            f"sampling error of ± {100 * error:.1f} points"
-        )
-        if ours - theirs > error:
+        figures = f"k-NN on {evaluation.data} {found.figures}"
+        if found.clear:
             yield Verdict("good", f"Training was worth it: {figures}.")
         else:
             yield Verdict(

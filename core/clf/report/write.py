@@ -173,7 +173,9 @@ def _told(found: Found) -> Iterator[Section]:
     )
     yield (
         "Without labels",
-        "What the features say about themselves.",
+        f"What the trained encoder's features of {gallery.found.images:,} training images say about themselves."
+        if gallery
+        else "",
         page.figures_in_words(gallery.found if gallery else None),
     )
     yield (
