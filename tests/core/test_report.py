@@ -5,12 +5,12 @@ import shlex
 import shutil
 from collections.abc import Callable
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,37 +25,6 @@ from clf.report.page import duration, speed
 from clf.report.repeating import repeat_command
 from clf.runs import Run
 
-VOID = {"meta", "img", "line", "circle", "path", "br"}
-
-
-class Balanced(HTMLParser):
-    """Fails on tags that do not nest; collects text and what a browser would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def parse(path: Path) -> Balanced:
-    parser = Balanced()
-    parser.feed(path.read_text(encoding="utf-8"))
-    assert parser.open == []
-    return parser
-
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -68,7 +37,7 @@ def test_the_page_is_whole_and_fetches_nothing(run: Run) -> None:
     evaluate_run(run)
     path = report.write_report(run)
     assert path == run.path / "report.html"
-    found = parse(path)
+    found = Page(path)
     assert any(source.startswith("data:image/") for source in found.fetched)
     assert all(source.startswith(("data:image/", "#")) for source in found.fetched)
     text = path.read_text()
@@ -111,7 +80,7 @@ def test_without_a_checkpoint_the_page_says_why_it_has_no_pictures(tiny_run: Run
     folder = tmp_path / "bare"
     shutil.copytree(tiny_run.path, folder)
     shutil.rmtree(folder / "checkpoints")
-    found = parse(report.write_report(Run(folder)))
+    found = Page(report.write_report(Run(folder)))
     words = " ".join(found.words)
     assert "There are no pictures in this report" in words
     assert "Training" in words
@@ -133,7 +102,7 @@ def test_a_run_without_labels_has_a_map_and_no_classes(tiny: Callable[..., Confi
     assert len(re.findall(r"<use ", text)) == 40
     assert 'class="legend"' not in text
     assert 'id="classes"' not in text
-    parse(path)
+    Page(path)
 
 
 def test_the_command_repeats_the_run(run: Run) -> None:
