@@ -107,6 +107,8 @@ def _rank() -> str:
 
 def _flush() -> None:
     """A reader that has gone away (``clf runs list | head``) is no reason to complain at exit."""
+    if sys.stdout is None:  # started without one: clf ... >&-
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -7,13 +7,10 @@ gets its name, onnxruntime must give the same embeddings as the trainer's encode
 from __future__ import annotations
 
 import copy
-import logging
-import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +18,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import clf
 from clf import experiment
 from clf.data import Split
-from clf.errors import ClfError, ExportError, missing_extra
+from clf.errors import ClfError, ExportError
 from clf.evaluate.features import encode
-from clf.evaluate.pixels import LUMA, adapt
+from clf.evaluate.pixels import adapt
 from clf.experiment import Experiment
 from clf.images import prepare
-from clf.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Parity, sha256_file, write_manifest
+from clf.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    VARIANT_FILES,
+    Manifest,
+    Parity,
+    VariantName,
+    sha256_file,
+    write_manifest,
+)
+from clf.onnx_graph import Embedder, by_torchscript, by_tracing_export, cause, example, quiet
+from clf.onnx_session import session
 from clf.runs import Run
+from clf.variants import CALIBRATION, HELD_OUT, Refused, Say, make_variants
 
-OPSET = 18
 MIN_COSINE = 0.9999
 COMPARED = 64
 """Images of each split that the exported model is compared on, at most."""
@@ -42,31 +50,32 @@ LARGEST_BYTES = 2**31 - 2**20
 """An ONNX file is one protobuf message, which cannot hold 2 GiB."""
 
 
-class Embedder(nn.Module):
-    """What is exported: images uint8 (N, S, S, 3) -> embeddings float32 (N, D) of unit length."""
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and what it was asked for and did not."""
 
-    def __init__(self, encoder: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.channels = channels
-        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
-        self.luma: Tensor
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).to(torch.float32) / 255  # (N, 3, S, S) in [0, 1]
-        if self.channels == 1:
-            x = (x * self.luma).sum(1, keepdim=True)  # (N, 1, S, S)
-        return F.normalize(self.encoder(x), dim=1)  # (N, D)
+    folder: Path
+    manifest: Manifest
+    refused: Sequence[Refused] = ()
+    dropped: Sequence[VariantName] = ()
+    """Variants that an earlier export in this folder had."""
 
 
 def export_run(run: Run, out: Path | None = None) -> Path:
+    """:func:`export` without variants; the folder."""
+    return export(run, out).folder
+
+
+def export(
+    run: Run, out: Path | None = None, variants: Sequence[VariantName] = (), say: Say = lambda what: None
+) -> Exported:
     """Writes ``encoder.onnx`` and ``manifest.json`` of a run's newest checkpoint and proves that they agree with it.
 
     Args:
         out: the folder to write, by default ``model`` in the run folder. An earlier export there is replaced.
-
-    Returns:
-        The folder.
+        variants: further graphs to write, with what each keeps of the first one's embeddings in the manifest. One that
+            loses too much, or cannot be made, is left out and told of; the rest of the export stays.
+        say: called with what is being done now.
 
     Raises:
         RunError: the run cannot be loaded.
@@ -74,6 +83,7 @@ def export_run(run: Run, out: Path | None = None) -> Path:
             ``out`` holds anything but an earlier export or cannot be written. Nothing is left behind and an earlier
             export stays.
     """
+    say("reading the run")
     trained = experiment.load(run, same_data=False)
     folder = out or run.path / "model"
     try:
@@ -83,14 +93,23 @@ def export_run(run: Run, out: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
             draft = Path(name) / "draft"
             draft.mkdir()
+            say("exporting the encoder")
             parity = _export(trained, draft / MODEL_FILE)
-            write_manifest(draft, _manifest(run, trained, draft / MODEL_FILE, parity))
+            manifest = _manifest(run, trained, draft / MODEL_FILE, parity)
+            refused: list[Refused] = []
+            if variants:
+                made, refused = make_variants(draft / MODEL_FILE, variants, *_for_variants(trained), say)
+                manifest = manifest.model_copy(update={"variants": made})
+            write_manifest(draft, manifest)
             _check_target(folder)  # minutes have passed
+            dropped = [
+                v for v, file in VARIANT_FILES.items() if (target / file).exists() and v not in manifest.variants
+            ]
             _replace(target, draft)
     except OSError as error:
         reason = error.strerror or error
         raise ExportError(f"{folder} cannot be written ({reason}): choose another folder with -o") from error
-    return folder
+    return Exported(folder, manifest, refused, dropped)
 
 
 def _check_target(folder: Path) -> None:
@@ -100,7 +119,7 @@ def _check_target(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if names and MODEL_FILE not in names:
         raise ExportError(f"{folder} exists and is not an exported model: choose another folder with -o")
-    if others := sorted(names - {MODEL_FILE, MANIFEST_FILE}):
+    if others := sorted(names - {MODEL_FILE, MANIFEST_FILE, *VARIANT_FILES.values()}):
         raise ExportError(
             f"{folder} holds more than an exported model ({others[0]}), which an export would delete: "
             "move it elsewhere or choose another folder with -o"
@@ -134,55 +153,22 @@ def _export(trained: Experiment, path: Path) -> Parity:
     if size > LARGEST_BYTES:
         raise ExportError(f"the encoder has {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     failures: list[BaseException] = []
-    for exporter in (_by_tracing_export, _by_torchscript):
+    for exporter in (by_tracing_export, by_torchscript):
         try:
-            with _quiet():
+            with quiet():
                 exporter(embedder, trained.data.image_size, path)
             return compare(path, trained)
         except ClfError:
             raise
         except Exception as error:  # exporters fail with errors of any type
-            failures.append(_cause(error))
+            failures.append(cause(error))
             path.unlink(missing_ok=True)
-    for cause in failures:
-        if isinstance(cause, OSError) and cause.errno:  # a full disk; inspect raises OSError too, without a number
-            raise cause
+    for failure in failures:
+        if isinstance(failure, OSError) and failure.errno:  # a full disk; inspect raises OSError too, without a number
+            raise failure
     reason = f"{type(failures[0]).__name__}: {' '.join(str(failures[0]).split())[:200]}"
     name = trained.config.backbone.name
     raise ExportError(f"the encoder ({name}) cannot be exported to ONNX: {reason}; another backbone.name may be")
-
-
-def _by_tracing_export(embedder: nn.Module, size: int, path: Path) -> None:
-    """torch.export; the default since torch 2.9. The example has two images: a batch of one would be taken as fixed."""
-    torch.onnx.export(
-        embedder,
-        (_example(size),),
-        path,
-        input_names=["images"],
-        output_names=["embeddings"],
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        verbose=False,
-    )
-
-
-def _by_torchscript(embedder: nn.Module, size: int, path: Path) -> None:
-    torch.onnx.export(
-        embedder,
-        (_example(size),),
-        str(path),
-        input_names=["images"],
-        output_names=["embeddings"],
-        opset_version=OPSET,
-        dynamo=False,
-        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}},
-    )
-
-
-def _example(size: int) -> Tensor:
-    return torch.arange(2 * size * size * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(2, size, size, 3)
 
 
 def compare(path: Path, trained: Experiment) -> Parity:
@@ -196,7 +182,7 @@ def compare(path: Path, trained: Experiment) -> Parity:
     """
     clean, served = _samples(trained)
     ours = F.normalize(encode(trained.method.encoder(), clean), dim=1).numpy()  # (n, D)
-    embed = session(path)
+    embed = session(path, torch.get_num_threads())
     parts = [served[:1], served[1:3], served[3:8], served[8:]]
     theirs = np.concatenate([embed(part) for part in parts if len(part)])
     if theirs.shape != ours.shape or not np.isfinite(theirs).all():
@@ -212,33 +198,32 @@ def compare(path: Path, trained: Experiment) -> Parity:
     return Parity(images=len(ours), min_cosine=cosine, max_abs_error=float(np.abs(ours - theirs).max()))
 
 
-def session(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The exported model on the CPU: images uint8 (N, S, S, 3) -> embeddings float32 (N, D)."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import; onnxruntime 1.31 on Linux reports home without it
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing_extra("onnxruntime", "train", "clf export") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    model = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-    def embed(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = model.run(["embeddings"], {"images": batch})[0]
-        return embeddings
-
-    return embed
-
-
 def _samples(trained: Experiment) -> tuple[Tensor, NDArray[np.uint8]]:
     """Images from both splits, evenly spaced: as the trainer has them (n, C, S, S), and as a server gets them."""
     data = trained.data
     splits = [data.train, *([data.test] if data.test else [])]
-    picks = [torch.linspace(0, len(split) - 1, min(COMPARED, len(split))).long() for split in splits]
-    chosen = [split.rows(rows) for split, rows in zip(splits, picks, strict=True)]
+    chosen = [split.rows(_spread(len(split), COMPARED)) for split in splits]
     served = np.concatenate([_served(split, trained) for split in chosen])
     return torch.cat([split.clean[:] for split in chosen]), served
+
+
+def _for_variants(trained: Experiment) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images to calibrate on and others to compare on: held-out ones, or training images where none are held out."""
+    train, test = trained.data.train, trained.data.test
+    rows = _spread(len(train), CALIBRATION if test else CALIBRATION + HELD_OUT)
+    if test:
+        held_out = test.rows(_spread(len(test), HELD_OUT))
+    else:
+        every = (CALIBRATION + HELD_OUT) // CALIBRATION
+        others = torch.arange(len(rows)) % every != 0
+        held_out = train.rows(rows[others]) if others.any() else train.rows(rows)
+        rows = rows[::every]
+    return _served(train.rows(rows), trained), _served(held_out, trained)
+
+
+def _spread(n: int, most: int) -> Tensor:
+    """At most ``most`` of n row numbers, evenly spaced."""
+    return torch.linspace(0, n - 1, min(most, n)).long()
 
 
 def _served(split: Split, trained: Experiment) -> NDArray[np.uint8]:
@@ -256,7 +241,7 @@ def _manifest(run: Run, trained: Experiment, path: Path, parity: Parity) -> Mani
     return Manifest(
         name=run.name,
         image_size=trained.data.image_size,
-        dim=session(path)(_example(trained.data.image_size).numpy()).shape[1],
+        dim=session(path, 1)(example(trained.data.image_size).numpy()).shape[1],
         channels=1 if trained.data.channels == 1 else 3,
         sha256=sha256_file(path),
         plugin=trained.config.plugin,
@@ -268,27 +253,3 @@ def _manifest(run: Run, trained: Experiment, path: Path, parity: Parity) -> Mani
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         parity=parity,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes about their own future and progress, which a user cannot act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning, UserWarning):
-            warnings.simplefilter("ignore", category)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the exporter stumbled over first; its own message is a page about itself."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

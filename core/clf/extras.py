@@ -16,9 +16,14 @@ EXTRA_OF = {
     "gradio": "serve",
     "multipart": "serve",
     "onnxruntime": "serve",
+    "orjson": "serve",
     "prometheus_client": "serve",
     "python_multipart": "serve",
+    "httptools": "serve",
+    "httpx": "serve",
     "uvicorn": "serve",
+    "opentelemetry": "otel",
+    "openvino": "openvino",
 }
 """Import name -> extra of clf-vision."""
 

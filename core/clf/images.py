@@ -2,23 +2,28 @@
 
 ``prepare`` is *the* preprocessing ``shorter-side-bicubic-center-crop-v1`` of a model's manifest: evaluation, export,
 ``clf embed``, the HTTP API and the UI all call it, so the same file gives the same pixels everywhere.
+``prepare_fast`` is another one, which a server may be told to use instead and which says so by its own name.
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import math
 import os
+import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from clf.colours import to_rgb
 from clf.errors import ImageError
 
 SUFFIXES = frozenset(
@@ -27,9 +32,20 @@ SUFFIXES = frozenset(
 )
 """File name endings that :func:`find_images` looks for, in lower case."""
 
+FAST_PREPROCESSING = "dct-scaled-1.5x-shorter-side-bicubic-center-crop-v1"
+"""Name of what :func:`prepare_fast` does."""
+
 # Formats of pixels only: Pillow would hand others (EPS, PDF) to external programs. HEIF needs a Pillow plugin.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB", "HEIF")
+_DCT_MARGIN = 1.5
+_MOST_WORK = 16
+"""Images of the largest size that the scans of one JPEG may go over in all."""
 _ORIENTATION = 0x0112
+_MOST_SCANS = 100
+"""Of a progressive JPEG, which has about ten. Each goes over all pixels, however few its bytes: a file of 1 MiB with a
+hundred thousand of them would keep a decoder busy for many minutes."""
+_MARK = re.compile(rb"\xff[^\0\x01\xd0-\xd8\xff]")  # of JPEG, but those that stand within a scan or alone
+_END, _SCAN = 0xD9, 0xDA
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,6 +55,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -56,32 +75,40 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
     """The image as a person sees it: upright, mode RGB, 8 bits a channel; the first frame of an animation.
 
     EXIF orientation is applied. Transparency (alpha channel, transparent palette entry or colour key) is composited
-    on white. CMYK, YCbCr, palette, grey and 1-bit images are converted by Pillow. 16-bit greys are divided by 257,
-    32-bit ones too if they fit 16 bits; other integers are stretched from their own range to 0..255. Floats in
-    [0, 1] are multiplied by 255, in [0, 255] rounded, others stretched; not-a-number is 0. Colour profiles are
-    ignored. Thread-safe.
+    on white. CMYK, YCbCr, palette, grey and 1-bit images are converted by Pillow, which takes the inks of a JPEG to be
+    stored inverted, as Adobe does and browsers expect. 16-bit greys are divided by 257, 32-bit ones too if they fit 16
+    bits; other integers are stretched from their own range to 0..255. Of 16-bit colours Pillow keeps the upper byte.
+    Floats in [0, 1] are multiplied by 255, in [0, 255] rounded, others stretched; not-a-number is 0. Colour profiles
+    are ignored. Thread-safe.
 
     Args:
         source: a file, or a file's bytes.
-        limits: bytes of the file, and pixels as its header states them.
+        limits: bytes of the file, and pixels as its header states them. All scans of a progressive JPEG together
+            may go over 16 times as many, so that no small file keeps a processor busy for hours.
 
     Raises:
         ImageError: the file is missing, empty, too large, truncated, corrupt or not an image, or there is no memory for
             it (then the cause is a MemoryError); names the file.
     """
+    return _decoded(source, limits)[0]
+
+
+def _decoded(source: Path | bytes, limits: Limits, least: int | None = None) -> tuple[Image.Image, _Box]:
+    """:func:`decode` and the central square; a JPEG may come out smaller, its shorter side no less than ``least``."""
     name = "the image" if isinstance(source, bytes) else str(source)
     data = _checked(source, name, limits.max_bytes) if isinstance(source, bytes) else read(source, limits)
     try:
         image = _open(data)
         if image is None:
             raise ImageError(f"{name} is not an image of a known format")
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise ImageError(
-                f"{name} has {width} x {height} pixels, more than the limit of {limits.max_pixels / 1e6:g} million"
-            )
+        _check_size(image, data, name, limits.max_pixels)
+        stored = image.size
+        drafted = None if least is None else image.draft(None, (least, least))  # None for all but JPEG
+        shown = stored if drafted is None else drafted[1][2:]
         image.load()  # Pillow decodes late; whatever is wrong with the pixels is found out here
-        return _rgb(_upright(image))
+        turn = _orientation(image)
+        upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+        return to_rgb(upright), _central_square(upright.size, stored, shown, turn)
     except ImageError:
         raise
     except MemoryError as error:  # says nothing of the file
@@ -140,6 +167,21 @@ def prepare(source: Path | bytes, size: int, limits: Limits = DEFAULT_LIMITS) ->
         ImageError: as :func:`decode`.
     """
     return resize(decode(source, limits), size)
+
+
+def prepare_fast(source: Path | bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """The preprocessing FAST_PREPROCESSING: :func:`prepare`, but a large JPEG is decoded at a half, a quarter or an
+    eighth of its sides (from fewer coefficients of each block's DCT), its shorter side never below 1.5 x ``size``.
+
+    The pixels, and so the embeddings, differ a little from those of :func:`prepare`;
+    :func:`clf.decoding.compare_decoding` measures how much. All other formats, and JPEGs with a shorter side below
+    3 x ``size``, give the same pixels.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    image, box = _decoded(source, limits, math.ceil(_DCT_MARGIN * size))
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -272,46 +314,60 @@ def _open(data: bytes) -> Image.Image | None:
     return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _scans(data: bytes, most: int) -> int:
+    """Scans of the first picture in a JPEG file, counted up to one more than ``most``."""
+    at, scans = 0, 0
+    while scans <= most and (found := _MARK.search(data, at)):
+        mark, at = found[0][1], found.end()
+        if mark == _END:
+            break
+        scans += mark == _SCAN
+        at += int.from_bytes(data[at : at + 2])  # the segment's length; what follows a scan's has no marks but these
+    return scans
+
+
+def _check_size(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
+    """By the header alone: nothing has been decoded yet."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million")
+    if image.format not in ("JPEG", "MPO"):
+        return
+    most = min(_MOST_SCANS, _MOST_WORK * max_pixels // max(width * height, 1))
+    if _scans(data, most) > most:
+        raise ImageError(f"{name} is a JPEG of more than {most} scans, which would take too long: save it again")
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block says nothing about the pixels
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _grey((np.asarray(image).astype(np.uint32) + 128) // 257)
-    if image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        fits = values.min() >= 0 and values.max() <= 0xFFFF
-        return _grey((values + 128) // 257 if fits else _stretch(values.astype(np.float64)))
-    if image.mode == "F":
-        return _grey(_float_levels(np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)))
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        if image.mode in ("La", "RGBa"):
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _central_square(pixels: tuple[int, int], stored: tuple[int, int], shown: Sequence[float], turn: int) -> _Box:
+    """The square that :func:`square` takes of the whole image, in the pixels of one decoded at a fraction of its size.
 
+    A side that the fraction does not divide is rounded up, and the last column or row is in part beyond the picture;
+    where it is taken for a whole one, the picture shifts and embeddings differ ten times as much.
 
-def _float_levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = values.min(), values.max()
-    if low < 0 or high > 255:
-        return _stretch(values)
-    return values * 255 if high <= 1 else values
-
-
-def _stretch(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = values.min(), values.max()
-    levels: NDArray[np.float64] = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    return levels
-
-
-def _grey(levels: NDArray[np.generic]) -> Image.Image:
-    return Image.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
+    Args:
+        pixels: (width, height) of the upright image as decoded.
+        stored, shown: (width, height) before it was turned, in the file's pixels, and in decoded ones without excess.
+        turn: its EXIF orientation.
+    """
+    if turn in (5, 6, 7, 8):
+        stored, shown = stored[::-1], shown[::-1]
+    side = min(stored)
+    ends: list[float] = []
+    for whole, part, decoded, turned in zip(
+        stored, shown, pixels, (turn in (2, 3, 6, 7), turn in (3, 4, 7, 8)), strict=True
+    ):
+        scale = part / whole
+        start = (whole - side) // 2 * scale + (decoded - part if turned else 0)
+        ends += [start, min(start + side * scale, decoded)]
+    left, right, top, bottom = ends
+    return left, top, right, bottom
 
 
 def _reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ from clf.errors import ExportError
 from clf.evaluate.features import encode
 from clf.images import prepare
 from clf.manifest import read_manifest
+from clf.onnx_session import session
 from clf.runs import Run
 
 
@@ -67,7 +68,7 @@ def test_the_graph_has_one_input_one_output_and_a_free_batch(model: Path) -> Non
 @pytest.mark.parametrize("batch", [1, 2, 5, 33])
 def test_any_batch_gives_the_encoders_own_embeddings(run: Run, model: Path, batch: int) -> None:
     images = torch.randint(0, 256, (batch, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    got = export.session(model / "encoder.onnx")(images.numpy())
+    got = session(model / "encoder.onnx", 1)(images.numpy())
     encoder = experiment.load(run).method.encoder()
     wanted = nn.functional.normalize(encode(encoder, images.permute(0, 3, 1, 2)))
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
@@ -121,8 +122,8 @@ def test_a_full_disk_is_not_laid_to_the_backbone(run: Run, tmp_path: Path, monke
     def full(*_: object) -> None:
         raise RuntimeError("the exporter failed") from OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export, "_by_tracing_export", full)
-    monkeypatch.setattr(export, "_by_torchscript", full)
+    monkeypatch.setattr(export, "by_tracing_export", full)
+    monkeypatch.setattr(export, "by_torchscript", full)
     with pytest.raises(ExportError, match=r"cannot be written \(No space left on device\)"):
         export.export_run(run, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -164,10 +165,10 @@ def test_the_older_exporter_steps_in(run: Run, tmp_path: Path, monkeypatch: pyte
     def broken(*_: object) -> None:
         raise RuntimeError("not this time")
 
-    monkeypatch.setattr(export, "_by_tracing_export", broken)
+    monkeypatch.setattr(export, "by_tracing_export", broken)
     folder = export.export_run(run, tmp_path / "model")
     assert read_manifest(folder).parity.min_cosine > 0.99999
-    embed = export.session(folder / "encoder.onnx")
+    embed = session(folder / "encoder.onnx", 1)
     assert [len(embed(np.zeros((n, 16, 16, 3), np.uint8))) for n in (1, 2, 5)] == [1, 2, 5]
 
 
@@ -206,25 +207,51 @@ def test_a_grey_run_takes_rgb_and_weighs_it_as_luma(tmp_path: Path, tiny: Callab
     encoder = experiment.load(grey_run).method.encoder()
     with torch.no_grad():
         wanted = nn.functional.normalize(encoder(torch.from_numpy(luma / 255).float()[:, None]))
-    np.testing.assert_allclose(export.session(folder / "encoder.onnx")(colours), wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(session(folder / "encoder.onnx", 1)(colours), wanted.numpy(), atol=1e-5)
 
 
-def test_a_folder_run_is_compared_on_the_same_files(tmp_path: Path, tiny: Callable[..., Config]) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
+def odd_files(folder: Path) -> None:
+    """Photos of every kind that is not simply RGB, some large, each different."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(20):
-        size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)))
-        picture = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize(size)
-        picture.save(photos / f"{i}.{'png' if i % 2 else 'jpg'}")
+
+    def picture() -> Image.Image:
+        size = (int(rng.integers(20, 150)), int(rng.integers(20, 150)))
+        return Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize(size)
+
+    for i in range(12):
+        picture().save(folder / f"plain-{i}.{'png' if i % 2 else 'jpg'}")
+    for turn in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        picture().save(folder / f"turned-{turn}.jpg", exif=exif)
+    picture().convert("CMYK").save(folder / "inks.jpg")
+    picture().convert("P").save(folder / "palette.gif")
+    picture().convert("L").save(folder / "grey.webp")
+    picture().convert("1").save(folder / "bits.png")
+    Image.merge("RGBA", [*picture().resize((40, 30)).split(), Image.linear_gradient("L").resize((40, 30))]).save(
+        folder / "alpha.png"
+    )
+    Image.fromarray(rng.integers(0, 65536, (40, 50), np.uint16)).save(folder / "deep.png")
+
+
+def test_any_kind_of_file_has_one_vector_in_evaluation_and_in_the_exported_model(
+    tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    """Evaluation's features of a folder run, beside what a server computes of the same files and of their bytes."""
+    photos = tmp_path / "photos"
+    odd_files(photos)
     config = tiny(tmp_path / "runs", {"train.max_steps": 2, "monitor.knn_every": 0})
     data = config.data.model_copy(update={"name": "folder", "root": str(photos), "options": {}})
     folder_run = training.train(config.model_copy(update={"data": data}), [])
     folder = export.export_run(folder_run)
-    assert read_manifest(folder).parity.images == 20
+    assert read_manifest(folder).parity.images == 25
     trained = experiment.load(folder_run)
     names = trained.data.train.names
-    assert names is not None
-    served = np.stack([prepare(photos / name, 16) for name in names])
+    assert names is not None and len(names) == 25
+    files = [photos / name for name in names]
+    served = np.stack([prepare(file, 16) for file in files])
+    np.testing.assert_array_equal(served, np.stack([prepare(file.read_bytes(), 16) for file in files]))
+    np.testing.assert_array_equal(served.transpose(0, 3, 1, 2), trained.data.train.clean[:].numpy())
     wanted = nn.functional.normalize(encode(trained.method.encoder(), trained.data.train.clean)).numpy()
-    np.testing.assert_allclose(export.session(folder / "encoder.onnx")(served), wanted, atol=1e-5)
+    np.testing.assert_allclose(session(folder / "encoder.onnx", 1)(served), wanted, atol=1e-5)

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from clf.commands.output import print_json, print_text
+from clf.commands.output import print_json, print_table, print_text
+from clf.errors import ExportError
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name inside --runs.")]
 RunsFolder = Annotated[str, typer.Option("--runs", metavar="FOLDER", help="The folder that holds all runs.")]
@@ -68,17 +69,42 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write; default: RUN/model.")
     ] = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Also write the graph in fewer bits, and measure what it keeps: fp16 (for GPUs), int8 (for CPUs), "
+            "both as fp16,int8 or all.",
+            show_default=False,
+        ),
+    ] = "",
     runs_dir: RunsFolder = "runs",
 ) -> None:
     """Export a run's encoder to ONNX, and prove that it gives the trainer's own embeddings."""
+    from clf.manifest import MODEL_FILE, variant_names
     from clf.runs import open_run
 
+    names = variant_names(variants)
     found = open_run(run, runs_dir)
-    from clf.export import export_run
+    from clf import export as exporting
+    from clf.variants import COLUMNS, doubts, rows
 
-    folder = export_run(found, out)
+    with Console(stderr=True).status("") as status:
+        exported = exporting.export(found, out, names, say=lambda what: status.update(escape(what)))
+    folder, manifest = exported.folder, exported.manifest
     print_text(f"Exported {folder}")
+    if manifest.variants:
+        print_table(COLUMNS, rows(manifest, (folder / MODEL_FILE).stat().st_size))
+        devices = {variant.speed_device for variant in manifest.variants.values()}
+        print_text(f"Each image alone, against encoder.onnx; speed on {', '.join(devices)}")
+    for name, variant in manifest.variants.items():
+        if doubt := doubts(name, variant):
+            print_text(f"Warning: {doubt}")
+    if gone := [name for name in exported.dropped if name not in names]:
+        print_text(f"The earlier export had {' and '.join(gone)} too; to have that again: --variants {','.join(gone)}")
     print_text(f"Next: clf index {folder} IMAGES -o GALLERY   clf serve {folder}")
+    if exported.refused:
+        raise ExportError(f"{folder} was written without " + "; ".join(map(str, exported.refused)))
 
 
 def report(run: RunName, runs_dir: RunsFolder = "runs") -> None:

@@ -35,7 +35,7 @@ def describe(device: torch.device) -> Machine:
     """The facts of the machine that this process runs on."""
     cuda = device.type == "cuda"
     return Machine(
-        device=f"{device} ({torch.cuda.get_device_name(device) if cuda else _processor()})",
+        device=f"{device} ({torch.cuda.get_device_name(device) if cuda else processor()})",
         kind=device.type,
         cores=cores(),
         threads=torch.get_num_threads(),
@@ -64,7 +64,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
