@@ -1,4 +1,4 @@
-"""An onnxruntime session on the device that truly works, with a word when that is not the one asked for."""
+"""The machine and the libraries that run graphs on it: what is there, without a word to anybody else."""
 
 from __future__ import annotations
 
@@ -7,50 +7,18 @@ import ctypes
 import io
 import os
 import sys
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
-from clf.errors import ModelError, missing_extra
+from clf.errors import missing_extra
+from clf_serve.cores import usable_cores
 
-Provider = Literal["auto", "cpu", "cuda"]
+__all__ = ["Provider", "load_onnxruntime", "load_openvino", "usable_cores", "why_no_cuda"]
 
-
-class Session(NamedTuple):
-    handle: Any
-    """``onnxruntime.InferenceSession``."""
-    device: Literal["cpu", "cuda"]
-    note: str | None
-    """What differs from what was asked for, in words."""
+Provider: TypeAlias = Literal["auto", "cpu", "cuda", "openvino"]
 
 
-def open_session(model: Path, provider: Provider, threads: int | None = None) -> Session:
-    """Opens ``model`` on CUDA where it is asked for (or ``auto``) and works, else on the CPU.
-
-    Raises:
-        ModelError: onnxruntime cannot read the file.
-        MissingExtraError: onnxruntime is not installed.
-    """
-    ort = _onnxruntime()
-    reason = None if provider == "cpu" else _why_no_cuda(ort)
-    note = None
-    if provider != "cpu" and reason is None:
-        session = _create(ort, model, ["CUDAExecutionProvider", "CPUExecutionProvider"], threads)
-        if session.get_providers()[0] == "CUDAExecutionProvider":
-            return Session(session, "cuda", None)
-        note = "the GPU is not used: onnxruntime could not start CUDA (its version, or cuDNN, does not match)"
-    if provider == "cuda":
-        note = f"CUDA was asked for, the CPU is used: {reason or note}"
-    return Session(_create(ort, model, ["CPUExecutionProvider"], threads), "cpu", note)
-
-
-def usable_cores() -> int:
-    """Cores this process may use; container limits of affinity are honoured."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _onnxruntime() -> Any:
+def load_onnxruntime() -> Any:
+    """The module, quiet. Raises MissingExtraError."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports to its maker otherwise, and reads this while it is imported
     try:
         import onnxruntime
@@ -60,19 +28,19 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _create(ort: Any, model: Path, providers: list[str], threads: int | None) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads or usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # decoding shares the cores
+def load_openvino() -> Any:
+    """The module, silent. Raises MissingExtraError."""
+    # It reports to its maker while it is imported, and leaves an identifier in the user's home. Without this package,
+    # which does that and nothing else, it uses a stub of its own.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
-        return ort.InferenceSession(str(model), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{model} cannot be opened by onnxruntime {ort.__version__}: {first}") from error
+        import openvino
+    except ModuleNotFoundError:
+        raise missing_extra("openvino", "openvino", "--provider openvino") from None
+    return openvino
 
 
-def _why_no_cuda(ort: Any) -> str | None:
+def why_no_cuda(ort: Any) -> str | None:
     """None when CUDA can be tried."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return "this build of onnxruntime has no CUDA; install onnxruntime-gpu"

@@ -50,28 +50,30 @@ def test_pixels_of_another_type_or_shape_are_refused(engine: Engine, bad: np.nda
         engine.embed(bad)
 
 
-@pytest.mark.parametrize(
-    ("n", "buckets", "pieces"),
-    [(13, (1, 4, 8), [8, 4, 1]), (0, (1,), []), (3, (1,), [1, 1, 1]), (33, (1, 16), [16, 16, 1])],
-)
-def test_batches_are_cut_into_buckets_largest_first(n: int, buckets: tuple[int, ...], pieces: list[int]) -> None:
-    cuts = list(engine_module._split(n, buckets))
-
-    assert [end - start for start, end in cuts] == pieces
-    assert [start for start, _ in cuts] == [sum(pieces[:i]) for i in range(len(pieces))]
-
-
 def test_warm_up_drops_batch_sizes_that_change_a_bit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(model, "cpu")
-    run = engine._run
-    monkeypatch.setattr(engine, "_seconds", lambda pixels: 1e-3)  # larger ones look faster per image
+    run = engine._backend.run
+    monkeypatch.setattr(engine, "_time", lambda pixels: 1e-3)  # larger ones look faster per image
     monkeypatch.setattr(
-        engine, "_run", lambda pixels: run(pixels) * np.float32(1 if len(pixels) in (1, 2, 8) else 1 + 1e-6)
+        engine._backend, "run", lambda pixels: run(pixels) * np.float32(1 if len(pixels) in (1, 2, 8) else 1 + 1e-6)
     )
 
     engine.warm_up()
 
     assert engine.buckets == (1, 2, 8)
+    assert engine.facts()["largest_difference_by_batch"] == 0
+
+
+def test_warm_up_stops_at_batches_that_are_long_and_leaves_out_those_that_gain_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, "cpu")
+    seconds = {1: 0.1, 2: 0.15, 4: 0.4, 8: 0.1}
+    monkeypatch.setattr(engine, "_time", lambda pixels: seconds[len(pixels)])
+
+    engine.warm_up()
+
+    assert engine.buckets == (1, 2)
 
 
 def test_files_come_back_in_order_and_bad_ones_with_a_reason(engine: Engine, tmp_path: Path) -> None:
