@@ -1,4 +1,4 @@
-"""Brings waiting images together into batches, the moment the model is free, and each answer back to its asker."""
+"""Brings waiting images together into batches, as the model's pace makes it pay, and each answer back to its asker."""
 
 from __future__ import annotations
 
@@ -7,176 +7,317 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from clf_serve.admission import Admission
 from clf_serve.engine import Pixels, Vectors
 from clf_serve.metrics import Metrics
-from clf_serve.problems import Problem, draining, overloaded
+from clf_serve.pace import Pace
+from clf_serve.problems import Problem, broken, draining, too_late
+from clf_serve.scheduling import WAIT, Scheduler, covering, solve
+from clf_serve.waiting import Asker, Job, Waiting
+from clf_serve.worker import Worker
+
+__all__ = ["Batcher", "Job"]
 
 _log = logging.getLogger(__name__)
+_NEW_RULE = 1.0  # seconds between two rules; making one costs milliseconds of a core
+_FIRST_RULES = 0.05  # the same while there is much to learn from each batch
+_YOUNG = 100  # batches
+_DRAIN = 10.0  # seconds that what is inside is given at the end
 
-
-@dataclass(eq=False)
-class Job:
-    """One image on its way through the model. Times are of the monotonic clock."""
-
-    pixels: Pixels
-    answer: asyncio.Future[Vectors]
-    arrived: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    done: float = 0.0
+Run = Callable[[Pixels], Vectors]
 
 
 class Batcher:
     """One model, one thread that runs it, one bounded queue.
 
-    There is no waiting for more: whatever waits when the model becomes free is the next batch, so a lone request is
-    never delayed and a crowd shares batches. Images whose askers have gone are not computed. A batch that fails is
-    tried again image by image, so only the guilty one gets the error, and the loop lives on.
+    When the model becomes free, the scheduler says how many of the waiting images it takes, or that waiting for the
+    next one pays, which it never does where a batch costs as much as its images one by one. Batches have exactly the
+    sizes of the engine, filled up with blanks where that is quicker than two batches. Turns are given by request
+    (:class:`clf_serve.waiting.Waiting`). Images whose askers have gone, or whose deadline has passed, are not
+    computed. A batch that fails is tried again in halves, so only the guilty image gets the error, and the loop lives
+    on.
 
     Args:
         run: (n, S, S, 3) uint8 -> (n, D); called in a thread, never twice at a time.
-        largest: the number of images of the largest batch.
+        buckets: the batch sizes, smallest first.
         capacity: images admitted at a time, in any stage from decoding to the answer.
+        clock: seconds; deadlines are given by it.
+        model: runs ``run``; in a thread of its own unless a simulation says otherwise.
+        aside: runs a function of some milliseconds without holding up the event loop.
     """
 
     def __init__(
-        self, run: Callable[[Pixels], Vectors], largest: Callable[[], int], capacity: int, metrics: Metrics
+        self,
+        run: Run,
+        buckets: Callable[[], Sequence[int]],
+        capacity: int,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        model: Callable[[Callable[[], Vectors]], Awaitable[Vectors]] | None = None,
+        aside: Callable[..., Awaitable[list[int]]] = asyncio.to_thread,
     ) -> None:
         self._run = run
-        self._largest = largest
-        self._capacity = capacity
+        self._buckets = buckets
         self._metrics = metrics
-        self._waiting: deque[Job] = deque()
+        self._clock = clock
+        self._worker = Worker("clf-model") if model is None else None
+        self._model = model or self._worker
+        self._aside = aside
+        self.pace = Pace()
+        self._admission = Admission(capacity, self.pace, buckets)
+        self._scheduler = Scheduler(self.pace)
+        self._waiting = Waiting()
         self._running: list[Job] = []
         self._wake = asyncio.Event()
-        self._inside = 0
-        self._pace = 0.0  # seconds per image, a moving average
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clf-model")
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._backlog_since: float | None = None
+        self._rule_at = -math.inf
+        self._ruling: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self.closing = False
         self.last_success = -math.inf
-        """When a batch last came back whole, on the monotonic clock."""
+        """When a batch last came back whole, by the clock."""
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._work(), name="clf-batcher")
+        self._loop.add_done_callback(self._ended)
 
     @property
     def alive(self) -> bool:
         return self._loop is not None and not self._loop.done()
 
-    async def stop(self) -> None:
-        """Ends the loop. Whoever still waits is told."""
+    async def stop(self, within: float = _DRAIN) -> None:
+        """Takes nothing new, answers what is inside for so many seconds, and tells whoever still waits then."""
         self.closing = True
-        if self._loop is not None:
-            self._loop.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop
-        for job in (*self._running, *self._waiting):
-            _settle(job, draining())
-        self._waiting.clear()
-        self._thread.shutdown(wait=True)
+        self._wake.set()
+        until = time.monotonic() + within
+        if self.alive:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._idle.wait()
+        for task in (self._loop, self._ruling):
+            if task is not None and not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._tell_all(draining)
+        if self._worker is not None and not await self._worker.close(max(1.0, until - time.monotonic())):
+            _log.error("the model did not come back; its thread is left behind")
 
     @contextmanager
-    def admitted(self, n: int) -> Iterator[None]:
+    def admitted(self, n: int, deadline: float = math.inf) -> Iterator[None]:
         """Holds n places while a request is worked on.
 
         Raises:
-            Problem: 429 when there are not as many places.
+            Problem: 429 there is no room, or none in time; 413 there never will be; 503 shutting down, or broken.
         """
-        if self._inside + n > self._capacity:
-            raise overloaded(self.seconds_of_work())
-        self._inside += n
-        self._metrics.inside.set(self._inside)
+        self._check_open()
+        start = self._clock()
+        expected = self._admission.enter(n, start, deadline)
+        self._metrics.inside.inc(n)
+        finished = False
         try:
             yield
+            finished = True
         finally:
-            self._inside -= n
-            self._metrics.inside.set(self._inside)
+            now = self._clock()
+            self._admission.leave(n)
+            if finished or now >= deadline:
+                self._admission.learn(expected, now - start)
+            self._metrics.inside.dec(n)
+
+    def check_room(self, n: int = 1, deadline: float = math.inf) -> None:
+        """What :meth:`admitted` would say, in microseconds, before anything is read. Raises Problem."""
+        self._check_open()
+        self._admission.check(n, self._clock(), deadline)
 
     def seconds_of_work(self) -> int:
         """How long it would take to work off what is inside, at least one second."""
-        return max(1, math.ceil(self._inside * self._pace))
+        return max(1, math.ceil(self._admission.expected(0, self._clock())))
 
-    def submit(self, pixels: Pixels) -> Job:
-        """Queues one image (S, S, 3); await ``job.answer`` for its vector (D,). Cancel that to withdraw it."""
-        job = Job(pixels, asyncio.get_running_loop().create_future())
-        if self.closing:
-            job.answer.set_exception(draining())
-        else:
-            self._waiting.append(job)
-            self._wake.set()
-        return job
-
-    async def embed(self, pixels: Sequence[Pixels]) -> tuple[Vectors, list[Job]]:
-        """Vectors (n, D) of n images, and their jobs for the times they took.
+    async def embed(self, pixels: Sequence[Pixels], deadline: float = math.inf) -> tuple[Vectors, list[Job]]:
+        """Vectors (n, D) of n images (S, S, 3), and their jobs for the times they took. Cancel it to withdraw them.
 
         Raises:
-            Problem: of the first image that the model has no vector for; ``param`` names it.
+            Problem: of the first image that the model has no vector for, named by ``param``; 503 when the deadline
+                passes, or when the batcher ends.
         """
-        jobs = [self.submit(image) for image in pixels]
+        self._check_open()
+        now = self._clock()
+        futures = [asyncio.get_running_loop().create_future() for _ in pixels]
+        jobs = [Job(image, answer, now, deadline) for image, answer in zip(pixels, futures, strict=True)]
+        asker = Asker(deque(jobs))
+        self._waiting.add(asker)
+        self.pace.arrived(now, len(jobs))
+        self._idle.clear()
+        self._wake.set()
+        scope = asyncio.timeout(None if math.isinf(deadline) else max(0.0, deadline - now))
         try:
-            answers = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+            async with scope:
+                answers = await asyncio.gather(*futures)
+        except TimeoutError:
+            raise (too_late(deadline - now) if scope.expired() else _named(jobs)) from None
+        except Problem:
+            raise _named(jobs) from None
         finally:
-            for job in jobs:
-                job.answer.cancel()
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Problem):
-                answer.param = answer.param or f"input[{index}]"
-                raise answer
-            if isinstance(answer, BaseException):
-                raise answer
-        return np.stack([answer for answer in answers if not isinstance(answer, BaseException)]), jobs
+            self._withdraw(asker, jobs)
+        return np.stack(answers), jobs
+
+    @property
+    def _inside(self) -> int:
+        return self._admission.inside
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise draining()
+        if self._loop is not None and self._loop.done():
+            raise broken()
+
+    def _withdraw(self, asker: Asker, jobs: list[Job]) -> None:
+        left = self._waiting.withdraw(asker)
+        if left:
+            self._metrics.not_computed("late" if self._clock() >= jobs[0].deadline else "gone", left)
+        for job in jobs:
+            job.answer.cancel()
 
     async def _work(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while batch := self._take():
-                self._running = batch
-                await self._answer(batch)
+            if not self._waiting:
+                self._idle.set()
+                self._backlog_since = None
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            sizes = tuple(self._buckets())
+            await self._renew_rule(sizes)
+            if not self._waiting:  # they have left meanwhile
+                continue
+            now = self._clock()
+            choice = self._scheduler.choose(len(self._waiting), sizes, now)
+            size = choice.size
+            if size == WAIT:
+                if not self.closing and await self._another(min(choice.patience, self._spare(now, sizes))):
+                    continue
+                size = covering(len(self._waiting), sizes)
+            self._running = self._take(size)
+            if self._running:
+                await self._answer(self._running, sizes)
             self._running = []
 
-    def _take(self) -> list[Job]:
+    async def _another(self, patience: float) -> bool:
+        """Waits for the next arrival; False when none came in time."""
+        self._wake.clear()
+        if patience <= 0:
+            return False
+        try:
+            async with asyncio.timeout(patience):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _spare(self, now: float, sizes: Sequence[int]) -> float:
+        """Seconds for which all that wait can wait."""
+        earliest = min(job.deadline for job in self._waiting)
+        return earliest - now - 2 * self.pace.seconds(covering(len(self._waiting), sizes))
+
+    async def _renew_rule(self, sizes: tuple[int, ...]) -> None:
+        now = self._clock()
+        if now - self._rule_at < (_NEW_RULE if self.pace.observations > _YOUNG else _FIRST_RULES) or (
+            self._ruling is not None and not self._ruling.done()
+        ):
+            return
+        facts = self._scheduler.stale(sizes, now)
+        if facts is None:
+            return
+        self._rule_at = now
+
+        async def renew() -> None:
+            self._scheduler.adopt(facts, await self._aside(solve, facts))
+
+        self._ruling = asyncio.create_task(renew(), name="clf-rule")
+        self._ruling.add_done_callback(_log_failure)
+        if not self._scheduler.has_rule:  # the first is worth waiting for
+            await asyncio.wait([self._ruling])
+
+    def _take(self, most: int) -> list[Job]:
         batch: list[Job] = []
-        while self._waiting and len(batch) < self._largest():
-            job = self._waiting.popleft()
-            if not job.answer.done():  # else nobody waits for it any more
+        now = self._clock()
+        while self._waiting and len(batch) < most:
+            job = self._waiting.pop()
+            if job.answer.done():
+                self._metrics.not_computed("gone")
+            elif now >= job.deadline:
+                self._metrics.not_computed("late")
+                _settle(job, too_late(job.deadline - job.arrived))
+            else:
                 batch.append(job)
         return batch
 
-    async def _answer(self, batch: list[Job]) -> None:
-        now = time.monotonic()
+    async def _answer(self, batch: list[Job], sizes: Sequence[int]) -> None:
+        start = self._clock()
         for job in batch:
-            job.started = now
+            job.started = start
+        size = covering(len(batch), sizes)
         try:
-            vectors = await self._compute(batch)
+            vectors = await self._compute(batch, size)
         except Exception as error:
-            if len(batch) > 1:
-                for job in batch:
-                    await self._answer([job])
+            self._backlog_since = None
+            if len(batch) == 1:
+                _log.error("the model failed on an image", exc_info=error)
+                _settle(batch[0], error)
                 return
-            _log.exception("the model failed on an image")
-            _settle(batch[0], error)
+            middle = len(batch) // 2
+            await self._answer(batch[:middle], sizes)
+            await self._answer(batch[middle:], sizes)
             return
-        self.last_success = time.monotonic()
-        seconds = self.last_success - now
-        self._pace = 0.8 * self._pace + 0.2 * seconds / len(batch) if self._pace else seconds / len(batch)
+        now = self.last_success = self._clock()
+        self.pace.observe(size, now - start)
+        self._count(batch, now)
         self._metrics.batch_size.observe(len(batch))
-        self._metrics.stage("inference").observe(seconds)
+        self._metrics.stage("inference").observe(now - start)
         for job, vector in zip(batch, vectors, strict=True):
-            job.done = self.last_success
+            job.done = now
             self._metrics.stage("queue").observe(job.started - job.arrived)
             _settle(job, vector if np.isfinite(vector).all() else _no_vector())
 
-    async def _compute(self, batch: list[Job]) -> Vectors:
-        pixels = np.stack([job.pixels for job in batch])
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
+    async def _compute(self, batch: list[Job], size: int) -> Vectors:
+        def compute() -> Vectors:
+            pixels = np.stack([job.pixels for job in batch])
+            if size > len(batch):
+                blanks = np.zeros((size - len(batch), *pixels.shape[1:]), pixels.dtype)
+                pixels = np.concatenate([pixels, blanks])
+            return self._run(pixels)
+
+        assert self._model is not None
+        vectors = await self._model(compute)
+        if len(vectors) != size:
+            raise ValueError(f"the model returned {len(vectors)} rows for {size} images")
+        return vectors[: len(batch)]
+
+    def _count(self, batch: list[Job], now: float) -> None:
+        """Learns the throughput, of times in which there was enough behind a batch for another."""
+        if self._backlog_since is not None:
+            self.pace.finished(len(batch), now - self._backlog_since)
+        behind = max(self._inside, len(self._waiting) + len(batch)) - len(batch)
+        self._backlog_since = now if behind >= len(batch) else None
+
+    def _ended(self, loop: asyncio.Task[None]) -> None:
+        if loop.cancelled() or self.closing:
+            return
+        _log.critical("the batcher has ended, and with it this model; restart the server", exc_info=loop.exception())
+        self._tell_all(broken)
+
+    def _tell_all(self, why: Callable[[], Problem]) -> None:
+        for job in (*self._running, *self._waiting):
+            _settle(job, why())
 
 
 def _settle(job: Job, answer: Vectors | Exception) -> None:
@@ -186,6 +327,21 @@ def _settle(job: Job, answer: Vectors | Exception) -> None:
         job.answer.set_exception(answer)
     else:
         job.answer.set_result(answer)
+
+
+def _named(jobs: list[Job]) -> BaseException:
+    """The first failure among the jobs; a Problem says of which image."""
+    for index, job in enumerate(jobs):
+        if job.answer.done() and not job.answer.cancelled() and (error := job.answer.exception()) is not None:
+            if isinstance(error, Problem):
+                error.param = error.param or f"input[{index}]"
+            return error
+    return broken()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("no new rule for batches could be made; the last one stays", exc_info=task.exception())
 
 
 def _no_vector() -> Problem:

@@ -39,5 +39,9 @@ def draining() -> Problem:
     return Problem(503, "shutting_down", "the server is shutting down; try another or again later", retry_after=5)
 
 
+def broken() -> Problem:
+    return Problem(503, "model_stopped", "the server has to be restarted; see its log", retry_after=5)
+
+
 def too_late(seconds: float) -> Problem:
-    return Problem(503, "deadline_exceeded", f"no answer within {seconds:g} s; try again later", retry_after=1)
+    return Problem(503, "deadline_exceeded", f"no answer within {seconds:.3g} s; try again later", retry_after=1)
