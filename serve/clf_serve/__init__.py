@@ -1,1 +1,85 @@
-"""clf_serve: embedding server, gallery and search page for exported encoders. Needs no torch."""
+"""clf_serve: embedding server, gallery, search page and client for exported encoders. Needs no torch.
+
+The public names below load on first use: ``from clf_serve import Client`` needs httpx, numpy and Pillow only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "AsyncClient": "clf_serve.client",
+    "AsyncEngine": "clf_serve.asynchronous",
+    "BusyServerError": "clf_serve.client",
+    "Client": "clf_serve.client",
+    "ClientError": "clf_serve.client",
+    "Engine": "clf_serve.engine",
+    "FolderVectors": "clf_serve.client",
+    "Gallery": "clf_serve.gallery",
+    "Neighbour": "clf_serve.client",
+    "RefusedError": "clf_serve.client",
+    "RefusedImageError": "clf_serve.client",
+    "ServeLimits": "clf_serve.limits",
+    "Skipped": "clf_serve.client",
+    "UnexpectedReplyError": "clf_serve.client",
+    "UnreachableError": "clf_serve.client",
+    "WrongKeyError": "clf_serve.client",
+}
+
+if TYPE_CHECKING:
+    from clf_serve.asynchronous import AsyncEngine
+    from clf_serve.client import (
+        AsyncClient,
+        BusyServerError,
+        Client,
+        ClientError,
+        FolderVectors,
+        Neighbour,
+        RefusedError,
+        RefusedImageError,
+        Skipped,
+        UnexpectedReplyError,
+        UnreachableError,
+        WrongKeyError,
+    )
+    from clf_serve.engine import Engine
+    from clf_serve.gallery import Gallery
+    from clf_serve.limits import ServeLimits
+
+__all__ = [
+    "AsyncClient",
+    "AsyncEngine",
+    "BusyServerError",
+    "Client",
+    "ClientError",
+    "Engine",
+    "FolderVectors",
+    "Gallery",
+    "Neighbour",
+    "RefusedError",
+    "RefusedImageError",
+    "ServeLimits",
+    "Skipped",
+    "UnexpectedReplyError",
+    "UnreachableError",
+    "WrongKeyError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'clf_serve' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_EXPORTS[name]), name)
+    except ModuleNotFoundError as error:
+        from clf.errors import missing_extra
+
+        if (error.name or "").partition(".")[0] in ("clf", "clf_serve"):
+            raise
+        extra = "client" if _EXPORTS[name] == "clf_serve.client" else "serve"
+        raise missing_extra(str(error.name), extra, f"clf_serve.{name}") from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
