@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clf.errors import DataError
+from clf_serve.log_format import LogFormat
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,15 +27,29 @@ class Provider(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    openvino = "openvino"
+
+
+class Variant(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+class Decoding(StrEnum):
+    exact = "exact"
+    fast = "fast"
 
 
 Model = Annotated[Path, typer.Argument(help="Folder made by clf export.", show_default=False)]
 Images = Annotated[Path, typer.Argument(help="An image, or a folder of images.", show_default=False)]
 BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images decoded and committed together.")]
-ProviderOption = Annotated[Provider, typer.Option(help="Where the model runs; auto: on a GPU that works, else CPU.")]
+ProviderOption = Annotated[Provider, typer.Option(help="What runs the model; auto: a GPU that works, else the CPU.")]
+VariantOption = Annotated[Variant, typer.Option(help="Which of the model's graphs; see clf export --variants.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SHOWN = 10
+_LIMITS, _ACCESS, _LOGS = "Limits", "Access", "Logs"
 
 
 def embed(
@@ -43,6 +58,7 @@ def embed(
     output: Annotated[Path, typer.Option("--output", "-o", help="FILE.npz, FILE.npy (+ FILE.json) or FILE.jsonl.")],
     batch_size: BatchSize = 32,
     provider: ProviderOption = Provider.auto,
+    variant: VariantOption = Variant.fp32,
     as_json: AsJson = False,
 ) -> None:
     """Turn images into vectors and write them to a file."""
@@ -50,7 +66,7 @@ def embed(
     from clf_serve.output import writer
 
     write = writer(output)
-    engine = _engine(model, provider)
+    engine = _engine(model, provider, variant)
     paths = list_images(images)
     with _progress("embedding") as bar:
         bar.begin(len(paths))
@@ -70,6 +86,7 @@ def index(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the gallery; made or updated.")],
     batch_size: BatchSize = 32,
     provider: ProviderOption = Provider.auto,
+    variant: VariantOption = Variant.fp32,
     as_json: AsJson = False,
 ) -> None:
     """Make a searchable gallery of images, or bring one up to date.
@@ -80,7 +97,7 @@ def index(
     from clf_serve.indexing import index_images, list_images
 
     list_images(images)  # a misspelled path shows before the model is loaded
-    engine = _engine(model, provider)
+    engine = _engine(model, provider, variant)
     with Gallery.open_or_create(output, Identity.of(engine.manifest), model) as gallery:
         with _progress("indexing") as bar:
             report = index_images(gallery, engine, images, batch_size=batch_size, begin=bar.begin, progress=bar.advance)
@@ -105,13 +122,14 @@ def search(
     k: Annotated[int, typer.Option("--neighbours", "-k", min=1, max=10_000, help="Number of neighbours.")] = 10,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     provider: ProviderOption = Provider.auto,
+    variant: VariantOption = Variant.fp32,
     as_json: AsJson = False,
 ) -> None:
     """Find the images of a gallery that are most like one image."""
     from clf_serve.gallery import Gallery, Identity
 
     with Gallery(gallery) as opened:
-        engine = _engine(model or opened.model_path, provider, warm_up=False)
+        engine = _engine(model or opened.model_path, provider, variant, warm_up=False)
         opened.require(Identity.of(engine.manifest))
         hits = opened.search(engine.embed(engine.prepare(image)[None])[0], k)
         if opened.cache_note:
@@ -126,46 +144,122 @@ def search(
 
 
 def serve(
-    model: Model,
-    gallery: Annotated[Path | None, typer.Option("--gallery", "-g", help="Folder made by clf index.")] = None,
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="Folders of clf export; the first is the default.", show_default=False),
+    ],
+    gallery: Annotated[
+        list[Path] | None,
+        typer.Option("--gallery", "-g", help="Folder made by clf index; may be repeated, one for each model."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="The web page at /.")] = True,
+    provider: ProviderOption = Provider.auto,
+    variant: VariantOption = Variant.fp32,
+    decoding: Annotated[
+        Decoding, typer.Option(help="fast: large JPEGs at reduced size, which changes vectors a little.")
+    ] = Decoding.exact,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of photos on which the effect of fast decoding is measured.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model; all cores by default.")] = None,
+    max_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.", rich_help_panel=_LIMITS)] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images of one request.", rich_help_panel=_LIMITS)] = 256,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; more are refused with 429.", rich_help_panel=_LIMITS)
+    ] = 1024,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a request may take.", rich_help_panel=_LIMITS)
+    ] = 30.0,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="CLF_API_KEYS", help="Key that callers must send; may be repeated.", show_default=False),
+        typer.Option(
+            envvar="CLF_API_KEYS",
+            help="Key that callers must send; may be repeated.",
+            show_default=False,
+            rich_help_panel=_ACCESS,
+        ),
     ] = None,
-    provider: ProviderOption = Provider.auto,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model; all cores by default.")] = None,
-    max_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images of one request.")] = 256,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are refused with 429.")] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 30.0,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with a key on each line; read again at SIGHUP.", rich_help_panel=_ACCESS)
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of pages that may use the API, or '*'; may be repeated.", rich_help_panel=_ACCESS),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", rich_help_panel=_ACCESS)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.", rich_help_panel=_ACCESS)] = None,
+    tls_key_password_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key's password.", rich_help_panel=_ACCESS)
+    ] = None,
+    allow_urls: Annotated[
+        bool,
+        typer.Option(
+            "--allow-urls",
+            help="Fetch images named by URL, from public addresses.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of the log on standard error.", rich_help_panel=_LOGS)
+    ] = LogFormat.text,
+    access_log: Annotated[
+        bool | None,
+        typer.Option(
+            "--access-log/--no-access-log",
+            help="A line for each request; by default where the log is JSON.",
+            show_default=False,
+            rich_help_panel=_LOGS,
+        ),
+    ] = None,
+    log_clients: Annotated[
+        bool, typer.Option("--log-clients", help="Name the clients' addresses in it.", rich_help_panel=_LOGS)
+    ] = False,
+    otlp: Annotated[
+        str | None,
+        typer.Option(help="OpenTelemetry collector to send traces to (extra otel).", rich_help_panel=_LOGS),
+    ] = None,
 ) -> None:
-    """Serve embeddings and search over HTTP, with a web page."""
-    from clf_serve.server import run
-    from clf_serve.service import ServeLimits
+    """Serve embeddings and search over HTTP, with a web page. SIGHUP reloads models and galleries."""
+    from clf_serve.limits import ServeLimits
+    from clf_serve.server import Options, run
 
-    mib = max_mib * 2**20
-    limits = ServeLimits(max_bytes=mib, max_images=min(max_images, queue), queue=queue, timeout=timeout)
-    run(
-        model,
-        gallery=gallery,
+    limits = ServeLimits(
+        max_bytes=max_mib * 2**20,
+        max_images=min(max_images, queue),
+        queue=queue,
+        timeout=timeout,
+        allow_urls=allow_urls,
+    )
+    options = Options(
         host=host,
         port=port,
         ui=ui,
-        api_keys=api_key or (),
+        api_keys=tuple(api_key or ()),
+        api_key_file=api_key_file,
         provider=provider.value,
         threads=threads,
+        variant=variant.value,
+        decoding=decoding.value,
+        samples=samples,
         limits=limits,
-        say=typer.echo,
+        origins=tuple(cors or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_key_password_env=tls_key_password_env,
+        log_format=log_format,
+        access_log=log_format is LogFormat.json if access_log is None else access_log,
+        log_clients=log_clients,
+        otlp=otlp,
     )
+    run(models, gallery or (), options)
 
 
-def _engine(folder: Path, provider: Provider, *, warm_up: bool = True) -> Engine:
+def _engine(folder: Path, provider: Provider, variant: Variant, *, warm_up: bool = True) -> Engine:
     from clf_serve.engine import Engine
 
-    engine = Engine(folder, provider.value)
+    engine = Engine(folder, provider.value, variant=variant.value)
     if engine.note:
         _console(stderr=True).print(engine.note)
     if warm_up:

@@ -9,29 +9,55 @@ from clf_serve.style import PALETTE, VIEWPORT
 
 _CSS = """
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, sans-serif; }
-main { max-width: 760px; margin: 0 auto; padding: 40px 20px; }
+main { max-width: 820px; margin: 0 auto; padding: 40px 20px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 18px;
   margin: 12px 0; }
-h1 { font-size: 22px; } h2 { font: 600 15px/1.4 ui-monospace, monospace; margin: 0; }
+h1 { font-size: 22px; } h2 { font: 600 15px/1.4 ui-monospace, monospace; margin: 0; overflow-wrap: anywhere; }
 h2 b { color: var(--accent); margin-right: 8px; } p { margin: 6px 0 0; color: var(--soft); } a { color: var(--accent); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 10px 0 0; font: 13px/1.5 ui-monospace, monospace; }
+table { border-collapse: collapse; margin: 8px 0 0; font-size: 13px; } summary { color: var(--soft); cursor: pointer; }
+td { padding: 2px 12px 2px 0; vertical-align: top; } td:first-child { font-family: ui-monospace, monospace; }
+details { margin: 8px 0 0; }
 """
-_EXAMPLES = {
+_RAW = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
+_POST_JSON = "curl -d @- -H 'Content-Type: application/json'"
+EXAMPLES = {
     "/v1/embeddings": [
-        "curl -F image=@photo.jpg {base}/v1/embeddings",
-        "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' {base}/v1/embeddings",
+        _RAW + " {base}/v1/embeddings",
+        _RAW + " -H 'Accept: application/x-npy' -o vectors.npy '{base}/v1/embeddings?dimensions=2'",
+        "curl -F a=@photo.jpg -F b=@other.png -F encoding_format=base64 {base}/v1/embeddings",
+        'printf \'{{"input": ["data:image/jpeg;base64,%s"], "model": "{model}"}}\' "$(base64 -w0 photo.jpg)" |\n  '
+        + _POST_JSON
+        + " {base}/v1/embeddings",
+        'printf \'{{"input": [{{"image": "%s"}}]}}\' "$(base64 -w0 photo.jpg)" |\n  '
+        + _POST_JSON
+        + " {base}/v1/embeddings",
     ],
+    "/v1/embedding/image": ["curl -F images=@photo.jpg -F images=@other.png {base}/v1/embedding/image"],
+    "/v2/models/{model}/infer": [
+        'printf \'{{"inputs": [{{"name": "encoded", "shape": [1], "datatype": "BYTES", "data": ["%s"]}}]}}\' '
+        '"$(base64 -w0 photo.jpg)" |\n  ' + _POST_JSON + " '{base}/v2/models/{model}/infer'",
+        "curl --data-binary @photo.jpg -H 'Inference-Header-Content-Length: 0' '{base}/v2/models/{model}/infer'",
+    ],
+    "/v1/models": ["curl {base}/v1/models"],
+}
+"""Commands by path, for a shell in a folder with photo.jpg and other.png."""
+GALLERY_EXAMPLES = {
     "/search": [
-        "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' '{base}/search?k=5'",
+        _RAW + " '{base}/search?k=5'",
+        "curl -F image=@photo.jpg -F k=5 {base}/search",
         "curl -d '{{\"id\": 1, \"k\": 5}}' -H 'Content-Type: application/json' {base}/search",
     ],
+    "/thumbnails/{image_id}": ["curl -o thumbnail.jpg {base}/thumbnails/1"],
 }
+"""The same, for a server with a gallery."""
 
 
 def docs_page(openapi: dict[str, Any], base: str) -> str:
     """HTML of all routes, with examples for the server at ``base``."""
+    model = next(iter(openapi["components"]["schemas"]["EmbeddingsRequest"]["properties"]["model"]["enum"]))
     sections = [
-        _section(method.upper(), path, operation.get("description", ""), base)
+        _section(method.upper(), path, operation, base, model)
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
@@ -43,6 +69,39 @@ def docs_page(openapi: dict[str, Any], base: str) -> str:
     )
 
 
-def _section(method: str, path: str, text: str, base: str) -> str:
-    examples = "".join(f"<pre>{escape(line.format(base=base))}</pre>" for line in _EXAMPLES.get(path, ()))
-    return f"<section><h2><b>{method}</b>{escape(path)}</h2><p>{escape(text)}</p>{examples}</section>"
+def examples(path: str, base: str, model: str) -> list[str]:
+    """Commands that use ``path`` of the server at ``base``."""
+    lines = [*EXAMPLES.get(path, ()), *GALLERY_EXAMPLES.get(path, ())]
+    return [line.format(base=base, model=model) for line in lines]
+
+
+def _section(method: str, path: str, operation: dict[str, Any], base: str, model: str) -> str:
+    shown = "".join(f"<pre>{escape(line)}</pre>" for line in examples(path, base, model))
+    return (
+        f"<section><h2><b>{method}</b>{escape(path)}</h2><p>{escape(operation['description'])}</p>"
+        f"{shown}{_parameters(operation)}{_answers(operation)}</section>"
+    )
+
+
+def _parameters(operation: dict[str, Any]) -> str:
+    rows = [
+        (each["name"], f"{each['in']}: {each.get('description') or each['schema'].get('description', '')}")
+        for each in operation.get("parameters", ())
+    ]
+    body = operation.get("requestBody", {}).get("content", {})
+    return _table("takes", [*rows, *((kind, "body") for kind in body)])
+
+
+def _answers(operation: dict[str, Any]) -> str:
+    rows = [
+        (status, f"{answer['description']} {' · '.join(answer.get('content', {}))}")
+        for status, answer in sorted(operation["responses"].items())
+    ]
+    return _table("answers", rows)
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<details><summary>{title}</summary><table>{cells}</table></details>"

@@ -7,13 +7,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clf_serve.call import Call
+from clf_serve.openapi import OPEN
 from clf_serve.problems import Problem
+from clf_serve.replies import refusal
 from clf_serve.service import Service
 
 # The page may load nothing from elsewhere: fonts, scripts and pictures of third parties are blocked by the browser.
@@ -21,16 +23,49 @@ _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self' data: blob:"
 )
-_COUNTED = ("/v1/embeddings", "/embeddings", "/v1/models", "/search", "/thumbnails", "/health", "/metrics")
+_OPEN = frozenset(f"{top}{end}" for top in OPEN for end in ("", "/live", "/ready"))
+_COUNTED = (
+    *("/v1/embeddings", "/embeddings", "/v1/embedding/image", "/v1/models", "/models", "/v2", "/search", "/thumbnails"),
+    *("/admin", "/health", "/metrics", "/docs", "/openapi.json"),
+)
+
+
+class KeyRing:
+    """API keys, of which only digests are kept.
+
+    Args:
+        keys: given for good.
+        more: reads further ones, now and at each reload; raises ServeError.
+    """
+
+    def __init__(self, keys: Collection[str], more: Callable[[], Collection[str]] | None = None) -> None:
+        self._fixed = tuple(keys)
+        self._more = more
+        self._digests: list[bytes] = []
+        self.reload()
+
+    def __bool__(self) -> bool:
+        """Whether a key is needed at all. Does not change with a reload."""
+        return bool(self._fixed) or self._more is not None
+
+    def reload(self) -> None:
+        """Raises ServeError; the keys stay as they were then."""
+        more = self._more() if self._more is not None else ()
+        self._digests = [_digest(key) for key in (*self._fixed, *more)]
+
+    def knows(self, key: str) -> bool:
+        """In a time that does not depend on how much of the key is right. No key is never one of them."""
+        digest = _digest(key)
+        return bool(key) and any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419 - looks at all
 
 
 class Guard:
     """Pure ASGI, so that a client's going away reaches the routes."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing) -> None:
         self._app = app
         self._service = service
-        self._keys = [_digest(key) for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -38,11 +73,14 @@ class Guard:
             return
         path = scope["path"]
         answer = self._counting(path, send)
-        if self._keys and not path.startswith("/health/") and not self._knows(Headers(scope=scope)):
+        if self._keys and path not in _OPEN and not self._knows(Headers(scope=scope)):
             problem = Problem(401, "invalid_api_key", "a valid API key is needed: Authorization: Bearer KEY")
             self._service.metrics.refused(problem.code)
+            Call.of(scope).refusal = problem.code
             headers = {"WWW-Authenticate": 'Basic realm="clf", charset="UTF-8"'}  # a browser asks for it then
-            await JSONResponse(problem.body, problem.status, headers)(scope, receive, answer)
+            reply = refusal(problem, path)
+            reply.headers.update(headers)
+            await reply(scope, receive, answer)
             return
         if "/heartbeat/" in path:
             await self._until_drained(scope, receive, answer)
@@ -50,18 +88,17 @@ class Guard:
             await self._app(scope, receive, answer)
 
     def _knows(self, headers: Headers) -> bool:
-        """Constant-time in the key: Bearer, X-API-Key, or Basic with the key as password."""
+        """Bearer, X-API-Key, or Basic with the key as password."""
         given = headers.get("x-api-key", "")
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             given = value.strip()
         elif scheme.lower() == "basic":
             given = _password(value)
-        digest = _digest(given)
-        return any([hmac.compare_digest(digest, key) for key in self._keys])  # noqa: C419 - looks at all of them
+        return self._keys.knows(given)
 
     def _counting(self, path: str, send: Send) -> Send:
-        route = next((name for name in _COUNTED if path == name or path.startswith(name + "/")), "ui")
+        route = next((name for name in _COUNTED if _below(path, (name,))), "ui")
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -85,6 +122,10 @@ class Guard:
             stream.cancel()
             drained.cancel()
         await asyncio.gather(stream, return_exceptions=True)
+
+
+def _below(path: str, tops: Collection[str]) -> bool:
+    return any(path == top or path.startswith(top + "/") for top in tops)
 
 
 def _digest(key: str) -> bytes:

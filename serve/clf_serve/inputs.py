@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from clf.errors import missing_extra
 from clf_serve.engine import Vectors
+from clf_serve.forms import Form, read_form
+from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem, overloaded
-from clf_serve.service import ServeLimits
+from clf_serve.shapes import Source, Url, image_of, images_of
+
+try:
+    import orjson
+except ModuleNotFoundError:
+    raise missing_extra("orjson", "serve", "clf serve") from None
 
 Encoding = Literal["float", "base64"]
-_MORE_THAN_ANY = 100_000  # parts of a form; the limit of images is checked after it is read
+_OPTIONS = ("model", "encoding_format", "dimensions", "k")
+_MOST_VALUES = 2**18
+_VALUES = 16  # of JSON that an image may need
+_PIECE = 2**20  # bytes looked at in one go; other threads may run in between
+_MORE_PARTS = 100  # of a form than images
+_NO_MODEL = "default/not-specified"  # what infinity's client sends when it is told none
 
 
 @dataclass(frozen=True)
-class EmbeddingsRequest:
-    blobs: list[bytes]
+class Options:
     encoding: Encoding = "float"
     model: str | None = None
     dimensions: int | None = None
 
 
 @dataclass(frozen=True)
+class EmbeddingsRequest:
+    sources: list[Source]
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
 class SearchRequest:
-    """One of the three is given."""
+    """One of source, vector and id is given."""
 
     k: int = 10
-    blob: bytes | None = None
-    vector: Vectors | None = None
+    model: str | None = None
+    source: Source | None = None
+    vector: list[float] | None = None
     id: int | None = None
 
 
@@ -59,46 +75,125 @@ async def read_body(request: Request, limits: ServeLimits, take: Callable[[int],
     return bytes(body)
 
 
-async def parse_embeddings(headers: Headers, body: bytes, limits: ServeLimits) -> EmbeddingsRequest:
+def expanded(body: bytes, encoding: str, limits: ServeLimits) -> bytes:
+    """The body without its Content-Encoding: gzip, deflate (RFC 9110, section 8.4.1: in zlib's format) or none.
+
+    Raises:
+        Problem: 400 it is damaged; 413 it grows beyond the limit, of which no more than that is ever made; 415 another
+            encoding.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    formats = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+    if name not in formats:
+        text = f"Content-Encoding {name} is not understood; send gzip, deflate or none"
+        raise Problem(415, "unsupported_content_encoding", text)
+    unpacker = zlib.decompressobj(formats[name])
+    try:
+        plain = unpacker.decompress(body, limits.max_bytes + 1)
+    except zlib.error as error:
+        raise Problem(400, "invalid_content_encoding", f"the body is not valid {name}: {error}") from error
+    if len(plain) > limits.max_bytes:
+        raise _too_large(limits)
+    if not unpacker.eof or unpacker.unused_data:
+        raise Problem(400, "invalid_content_encoding", f"the body is not valid {name}: it ends early or late")
+    return plain
+
+
+def parse_embeddings(headers: Headers, query: Mapping[str, str], body: bytes, limits: ServeLimits) -> EmbeddingsRequest:
+    """Options of the body win over those of the URL.
+
+    Raises:
+        Problem: 400, 413, 415.
+    """
     kind = _kind(headers)
+    given = _of_query(query)
+    options = _options(given)
     if kind == "image":
-        return EmbeddingsRequest([body])
+        return EmbeddingsRequest([body], options)
     if kind == "form":
-        blobs, fields = await _read_form(headers, body, limits)
-        return EmbeddingsRequest(blobs, _encoding(fields.get("encoding_format")), fields.get("model"))
-    tree = _read_json(body)
-    model, dimensions = tree.get("model"), tree.get("dimensions")
-    if model is not None and not isinstance(model, str):
-        raise Problem(400, "invalid_model", "model must be a string", param="model")
-    if dimensions is not None and type(dimensions) is not int:
-        raise Problem(400, "invalid_dimensions", "dimensions must be an integer", param="dimensions")
-    if "input" not in tree:
-        raise Problem(400, "no_images", "the field 'input' is missing: an image in base64, or a list", param="input")
-    return EmbeddingsRequest(_images(tree["input"], limits), _encoding(tree.get("encoding_format")), model, dimensions)
+        form = read_form(headers["content-type"], body, limits.max_images + _MORE_PARTS)
+        return EmbeddingsRequest(
+            [*form.files, *_urls_of(form, limits)], _options(_merged(given, _of_query(form.last())))
+        )
+    tree = read_json(body, max(_MOST_VALUES, _VALUES * limits.max_images))
+    given = _merged(given, tree)
+    return EmbeddingsRequest(images_of(tree, limits.max_images, limits.allow_urls), _options(given))
 
 
-async def parse_search(request: Request, body: bytes, limits: ServeLimits, dim: int) -> SearchRequest:
-    kind = _kind(request.headers)
-    asked_k: Any = request.query_params.get("k")
+def parse_search(headers: Headers, query: Mapping[str, str], body: bytes, limits: ServeLimits) -> SearchRequest:
+    """Raises Problem 400, 415."""
+    kind = _kind(headers)
+    given = _of_query(query)
+    k, model = _k(given.get("k"), limits), _model(given.get("model"))
     if kind == "image":
-        return SearchRequest(_k(asked_k, limits), body)
+        return SearchRequest(k, model, body)
     if kind == "form":
-        blobs, fields = await _read_form(request.headers, body, limits)
-        if len(blobs) != 1:
-            raise Problem(400, "one_image", f"a search takes one image, not {len(blobs)}", param="image")
-        return SearchRequest(_k(fields.get("k", asked_k), limits), blobs[0])
-    tree = _read_json(body)
-    given = [name for name in ("image", "vector", "id") if tree.get(name) is not None]
-    if len(given) != 1:
-        raise Problem(400, "one_query", f"give one of image, vector and id; {len(given)} were given")
-    k = _k(tree.get("k", asked_k), limits)
-    if given == ["image"]:
-        return SearchRequest(k, _image(tree["image"], "image"))
-    if given == ["vector"]:
-        return SearchRequest(k, vector=_vector(tree["vector"], dim))
-    if type(tree["id"]) is not int or not -(2**63) <= tree["id"] < 2**63:
+        form = read_form(headers["content-type"], body, limits.max_images + _MORE_PARTS)
+        sources: list[Source] = [*form.files, *_urls_of(form, limits)]
+        if len(sources) != 1:
+            raise Problem(400, "one_image", f"a search takes one image, not {len(sources)}", param="image")
+        given = _merged(given, _of_query(form.last()))
+        return SearchRequest(_k(given.get("k"), limits), _model(given.get("model")), sources[0])
+    tree = read_json(body)
+    given = _merged(given, tree)
+    asked = [name for name in ("image", "vector", "id") if tree.get(name) is not None]
+    if len(asked) != 1:
+        raise Problem(400, "one_query", f"give one of image, vector and id; {len(asked)} were given")
+    k, model = _k(given.get("k"), limits), _model(given.get("model"))
+    if asked == ["image"]:
+        return SearchRequest(k, model, image_of(tree["image"], "image", limits.allow_urls))
+    if asked == ["vector"]:
+        return SearchRequest(k, model, vector=tree["vector"])
+    id_ = _whole(tree["id"])
+    if id_ is None or not -(2**63) <= id_ < 2**63:
         raise Problem(400, "invalid_id", "id must be an integer", param="id")
-    return SearchRequest(k, id=tree["id"])
+    return SearchRequest(k, model, id=id_)
+
+
+def unit_vector(value: Any, dim: int) -> Vectors:
+    """(dim,) float32. Any direction will do: it is brought to unit length, as scores are cosines.
+
+    Raises:
+        Problem: 400 it is no list of so many finite numbers, or has no direction.
+    """
+    wanted = f"vector must be a list of {dim} finite numbers, not all zero"
+    if not isinstance(value, list) or len(value) != dim or not all(type(x) in (int, float) for x in value):
+        raise Problem(400, "invalid_vector", wanted, param="vector")
+    vector = np.array(value, np.float64)
+    scale = np.abs(vector).max()
+    if not 0 < scale < np.inf:
+        raise Problem(400, "invalid_vector", wanted, param="vector")
+    vector = vector / scale  # so that no square over- or underflows
+    unit: Vectors = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit
+
+
+def read_json(body: bytes | memoryview, most: int = _MOST_VALUES) -> dict[str, Any]:
+    """A JSON object (RFC 8259: UTF-8, no NaN).
+
+    Args:
+        most: about as many values as it may hold. Millions of tiny objects would take 25 times their bytes in memory,
+            and hold up every other thread for many seconds, as the reader does not let go of the interpreter.
+
+    Raises:
+        Problem: 400; 413 too many values.
+    """
+    plain = bytes(body)
+    values = 0
+    for start in range(0, len(plain), _PIECE):
+        values += sum(plain.count(mark, start, start + _PIECE) for mark in (b",", b"[", b"{"))
+        if values > most:
+            text = f"the JSON holds more than {most} values; send images as files, in base64, or as binary data"
+            raise Problem(413, "too_many_values", text)
+    try:
+        tree = orjson.loads(plain)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, "invalid_json", f"the body is not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise Problem(400, "invalid_json", "the body must be a JSON object")
+    return tree
 
 
 def _kind(headers: Headers) -> Literal["json", "form", "image"]:
@@ -116,76 +211,37 @@ def _kind(headers: Headers) -> Literal["json", "form", "image"]:
     )
 
 
-def _read_json(body: bytes) -> dict[str, Any]:
-    try:
-        tree = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid_json", f"the body is not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise Problem(400, "invalid_json", "the body must be a JSON object")
-    return tree
+def _urls_of(form: Form, limits: ServeLimits) -> list[Url]:
+    """Nomic's field ``urls``, one address each."""
+    addresses = form.fields.get("urls", [])
+    found = [image_of({"url": address}, f"urls[{i}]", limits.allow_urls) for i, address in enumerate(addresses)]
+    return [source for source in found if isinstance(source, Url)]
 
 
-async def _read_form(headers: Headers, body: bytes, limits: ServeLimits) -> tuple[list[bytes], dict[str, str]]:
-    """All uploaded files, whatever their field names, and the other fields."""
-
-    class InMemory(MultiPartParser):
-        spool_max_size = limits.max_bytes  # the body is in memory already; nothing goes to disk
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        form = await InMemory(headers, stream(), max_files=_MORE_THAN_ANY, max_fields=1000).parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise Problem(400, "invalid_form", f"the form cannot be read: {error}") from error
-    blobs, fields = [], {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            blobs.append(await value.read())
-            await value.close()
-        else:
-            fields[name] = value
-    return blobs, fields
+def _options(given: Mapping[str, Any]) -> Options:
+    return Options(
+        _encoding(given.get("encoding_format")), _model(given.get("model")), _dimensions(given.get("dimensions"))
+    )
 
 
-def _images(value: Any, limits: ServeLimits) -> list[bytes]:
-    if not isinstance(value, list):
-        return [_image(value, "input")]
-    if value and all(type(item) in (int, list) for item in value):
-        text = "input holds token numbers; this model embeds images (LangChain: check_embedding_ctx_length=False)"
-        raise Problem(400, "text_input", text, param="input")
-    if len(value) > limits.max_images:
-        text = f"{len(value)} images are more than the {limits.max_images} a request may hold"
-        raise Problem(413, "too_many_images", text, param="input")
-    return [_image(item, f"input[{index}]") for index, item in enumerate(value)]
+def _of_query(query: Mapping[str, str]) -> dict[str, Any]:
+    """Options in a URL or a form, where numbers are written in digits."""
+    found: dict[str, Any] = {
+        name: query[name] for name in ("encoding_format", "model", "dimensions", "k") if name in query
+    }
+    for name in ("dimensions", "k"):
+        text = found.get(name)
+        if text is not None and text.isascii() and text.isdigit() and len(text) < 10:
+            found[name] = int(text)
+    return found
 
 
-def _image(value: Any, param: str) -> bytes:
-    """A data URI, plain base64, or {"image": either}."""
-    if isinstance(value, dict) and set(value) == {"image"}:
-        value = value["image"]
-    if not isinstance(value, str):
-        text = f'{param} must be an image in base64, a data URI, or {{"image": ...}}'
-        raise Problem(400, "invalid_input", text, param=param)
-    head = value[:64].lower()
-    if head.startswith(("http:", "https:", "file:", "ftp:", "s3:")):
-        text = f"{param} is a URL; this server fetches nothing, send the image itself in base64"
-        raise Problem(400, "url_input", text, param=param)
-    if head.startswith("data:"):
-        header, _, value = value.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise Problem(400, "invalid_data_uri", f"{param} must be data:image/...;base64,...", param=param)
-    return _base64(value, param)
-
-
-def _base64(text: str, param: str) -> bytes:
-    text = text.replace("\n", "").replace("\r", "").rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        words = f"{param} is neither base64 nor a data URI ({error}); this model embeds images, not text"
-        raise Problem(400, "invalid_base64", words, param=param) from error
+def _merged(query: dict[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body's options win, but a URL that names one model and a body that names another are not one request."""
+    given = query | {name: body[name] for name in _OPTIONS if body.get(name) is not None}
+    if "model" in query and given["model"] != query["model"]:
+        raise Problem(400, "invalid_model", "the URL and the body name different models", param="model")
+    return given
 
 
 def _encoding(value: Any) -> Encoding:
@@ -196,31 +252,36 @@ def _encoding(value: Any) -> Encoding:
     raise Problem(400, "invalid_encoding", "encoding_format must be 'float' or 'base64'", param="encoding_format")
 
 
+def _model(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return None if value == _NO_MODEL else value
+    raise Problem(400, "invalid_model", "model must be a string", param="model")
+
+
+def _dimensions(value: Any) -> int | None:
+    """0, which infinity's client sends when it is told none, means all."""
+    if value is None:
+        return None
+    number = _whole(value)
+    if number is None or number < 0:
+        raise Problem(400, "invalid_dimensions", "dimensions must be an integer of at least 1", param="dimensions")
+    return number or None
+
+
 def _k(value: Any, limits: ServeLimits) -> int:
     if value is None:
         return 10
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-        value = int(value)
-    if type(value) is not int or not 1 <= value <= limits.max_k:
+    number = _whole(value)
+    if number is None or not 1 <= number <= limits.max_k:
         raise Problem(400, "invalid_k", f"k must be an integer from 1 to {limits.max_k}", param="k")
-    return value
+    return number
 
 
-def _vector(value: Any, dim: int) -> Vectors:
-    """Any direction will do: it is brought to unit length, as scores are cosines."""
-    wanted = f"vector must be a list of {dim} finite numbers, not all zero"
-    if not isinstance(value, list) or len(value) != dim or not all(type(x) in (int, float) for x in value):
-        raise Problem(400, "invalid_vector", wanted, param="vector")
-    try:
-        vector = np.array(value, np.float64)
-    except OverflowError:  # an integer beyond any float
-        vector = np.zeros(dim)
-    scale = np.abs(vector).max()
-    if not 0 < scale < np.inf:
-        raise Problem(400, "invalid_vector", wanted, param="vector")
-    vector = vector / scale  # so that no square over- or underflows
-    unit: Vectors = (vector / np.linalg.norm(vector)).astype(np.float32)
-    return unit
+def _whole(value: Any) -> int | None:
+    """In JSON 2 and 2.0 are the same number."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def _too_large(limits: ServeLimits) -> Problem:

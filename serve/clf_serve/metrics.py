@@ -23,7 +23,14 @@ class Metrics:
         self._refusals = Counter("clf_refusals", "Requests refused, by reason.", ("reason",), registry=registry)
         self.images = Counter("clf_images", "Images embedded for requests.", registry=registry)
         self.abandoned = Counter("clf_abandoned_requests", "Requests whose client went away.", registry=registry)
+        self._not_computed = Counter(
+            "clf_not_computed",
+            "Images that were queued but not computed: their client had gone, or their deadline had passed.",
+            ("reason",),
+            registry=registry,
+        )
         self.inside = Gauge("clf_images_inside", "Images being decoded, waiting or computed.", registry=registry)
+        self._reloads = Counter("clf_reloads", "Reloads of a model, by outcome.", ("outcome",), registry=registry)
         self.ready = Gauge("clf_ready", "1 when the server answers requests.", registry=registry)
         self.batch_size = Histogram(
             "clf_batch_images", "Images in a batch of the model.", registry=registry, buckets=_IMAGES
@@ -41,6 +48,12 @@ class Metrics:
 
     def refused(self, reason: str) -> None:
         self._refusals.labels(reason).inc()
+
+    def not_computed(self, reason: str, images: int = 1) -> None:
+        self._not_computed.labels(reason).inc(images)
+
+    def reloaded(self, outcome: str) -> None:
+        self._reloads.labels(outcome).inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

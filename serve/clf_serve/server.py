@@ -2,72 +2,234 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import ssl
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from clf.errors import ServeError, missing_extra
-from clf_serve.engine import Engine
-from clf_serve.gallery import Gallery, Identity
+from clf.errors import GalleryError, ServeError, missing_extra
+from clf.manifest import read_manifest
+from clf_serve.cors import read_origins
+from clf_serve.deployment import Deployment, Folders
+from clf_serve.engine import Decoding, VariantName
+from clf_serve.gallery import Gallery
+from clf_serve.indexing import list_images
+from clf_serve.keys import read_keys, split_keys
+from clf_serve.limits import ServeLimits
+from clf_serve.log_format import LogFormat
+from clf_serve.logs import logging_to, occupy_standard_descriptors, speaker
 from clf_serve.runtime import Provider
-from clf_serve.service import ServeLimits, Service
+from clf_serve.service import Service
+from clf_serve.tls import read_tls
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from clf_serve.guard import KeyRing
+
+_KEYS = "CLF_API_KEYS"
 _GRACE = 30  # seconds that running requests are given at the end
+_KEEP_ALIVE = 75  # seconds; longer than most proxies keep an idle connection, so that they are the ones who close it
 
 
-def run(
-    model: Path,
-    *,
-    gallery: Path | None,
-    host: str,
-    port: int,
-    ui: bool,
-    api_keys: Sequence[str],
-    provider: Provider,
-    threads: int | None,
-    limits: ServeLimits,
-    say: Callable[[str], None],
-) -> None:
-    """Serves until SIGTERM or Ctrl-C, then answers what has begun and returns.
+@dataclass(frozen=True)
+class Options:
+    """How to serve; what each one means is said by ``clf serve --help``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    ui: bool = True
+    api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    provider: Provider = "auto"
+    threads: int | None = None
+    variant: VariantName = "fp32"
+    decoding: Decoding = "exact"
+    samples: Path | None = None
+    limits: ServeLimits = field(default_factory=ServeLimits)
+    origins: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_key_password_env: str | None = None
+    log_format: LogFormat = LogFormat.text
+    access_log: bool = True
+    log_clients: bool = False
+    otlp: str | None = None
+
+
+def run(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> None:
+    """Serves until SIGTERM or Ctrl-C, then answers what has begun and returns. SIGHUP reloads models and galleries.
+
+    Args:
+        models: folders; the first is served where a request names none.
+        galleries: each belongs to one of the models.
 
     Raises:
-        ServeError: the address cannot be had; known before the model is loaded.
+        ServeError: an option cannot be used, or the address cannot be had; known before a model is loaded.
         ModelError, GalleryError: they cannot be used.
-        MissingExtraError: a package of the extra ``serve`` is missing.
+        MissingExtraError: a package of an extra is missing.
     """
-    try:
-        import uvicorn
+    with _signals():
+        _run(models, galleries, options)
 
-        from clf_serve.app import create_app
+
+def _run(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> None:
+    try:
+        import uvicorn  # noqa: F401
+
+        from clf_serve.app import Outside, create_app
+        from clf_serve.tracing import start_tracing
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "fastapi", "serve", "clf serve") from None
+    occupy_standard_descriptors()
+    keys = _key_ring(options)
+    if options.log_clients and not options.access_log:
+        raise ServeError("--log-clients needs --access-log (or --log-format json, without --no-access-log)")
+    if options.decoding == "fast" and options.samples is None:
+        raise ServeError("--decoding fast needs --samples FOLDER: photos on which its effect is measured at start")
+    if options.samples is not None:
+        list_images(options.samples)  # a folder without images shows now
+    origins = read_origins(options.origins)
+    tls = read_tls(options.tls_cert, options.tls_key, options.tls_key_password_env)
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(options.host, options.port))
+        stack.enter_context(logging_to(options.log_format))
+        say = speaker(options.log_format)
+        tracing, remark = start_tracing(options.otlp)
+        if tracing is not None:
+            stack.callback(tracing.stop)
+        service = Service(sources(models, galleries, options), options.limits)
+        outside = Outside(origins, options.access_log, options.log_clients, tracing.tracer if tracing else None)
+        context = tls.context() if tls else None
+        app = create_app(service, ui=options.ui, api_keys=keys, outside=outside)
+        service.also_reload.append(keys.reload)
+        if tls is not None and context is not None:
+            service.also_reload.append(partial(tls.load_into, context))
+        notes = [remark, *(deployment.engine.note for deployment in service.models.values())]
+        for line in (*filter(None, notes), *_greeting(service, listener, options.ui, bool(keys), tls is not None)):
+            say(line)
+        started = _serve(app, service, listener, context)
+    if not started:
+        raise ServeError("the server could not start; its log says why")
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Until the server listens to them: SIGHUP would end the process, and the others are to end it in peace.
+
+    Whoever made a mistake gets his own handlers back; a server that has ended is not disturbed on its way out.
+    """
+    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP"):
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    except BaseException:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """For a signal that comes before the server listens to it; the first process of a container would not hear it."""
+    raise SystemExit(0)
+
+
+def _key_ring(options: Options) -> KeyRing:
+    """Raises ServeError: keys that cannot be used, or none where some were meant to be given."""
+    from clf_serve.guard import KeyRing
+
+    keys, path = split_keys(options.api_keys), options.api_key_file
+    if not keys and path is None and (options.api_keys or _KEYS in os.environ):
+        raise ServeError(f"--api-key or {_KEYS} is given and holds no key; write one, or leave it out to ask for none")
+    return KeyRing(keys, None if path is None else lambda: read_keys(path))
+
+
+def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl.SSLContext | None) -> bool:
+    """Whether the server came up; returns when it has ended."""
+    import uvicorn
 
     class Server(uvicorn.Server):
+        async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+            if hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+            await super().serve(sockets)
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             service.draining.set()
             super().handle_exit(sig, frame)
 
-    with listen(host, port) as listener:
-        engine = Engine(model, provider, threads)
-        if engine.note:
-            say(engine.note)
-        opened = Gallery(gallery, Identity.of(engine.manifest)) if gallery else None
-        service = Service(engine, opened, limits)
-        app = create_app(service, ui=ui, api_keys=_split(api_keys))
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE
+        def _reload(self) -> None:
+            task = asyncio.ensure_future(service.reload_all())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    reloads: set[asyncio.Task[None]] = set()
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+        timeout_keep_alive=_KEEP_ALIVE,
+    )
+    if context is not None:
+        config.load()
+        config.ssl = context
+    server = Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn hears them later, and raises them again when it has ended
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])
+    return server.started
+
+
+def sources(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> list[Folders]:
+    """The models, each with the gallery that was made with it.
+
+    Raises:
+        ModelError, GalleryError: one cannot be read, or a gallery belongs to none of the models.
+        ServeError: a model has two galleries, or a folder is named twice.
+    """
+    for kind, named in (("model", models), ("gallery", galleries)):
+        if twice := [path for path, n in Counter(path.resolve() for path in named).items() if n > 1]:
+            raise ServeError(f"the {kind} {twice[0]} is given twice; name it once")
+
+    def folders(model: Path, gallery: Path | None) -> Folders:
+        return Folders(
+            model,
+            gallery,
+            options.provider,
+            options.threads,
+            options.variant,
+            options.decoding,
+            options.samples,
         )
-        for line in _greeting(service, listener, ui, bool(_split(api_keys))):
-            say(line)
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended
-            signal.signal(number, lambda *_: None)
-        server = Server(config)
-        server.run(sockets=[listener])
-    if not server.started:
-        raise ServeError("the server could not start; its log says why")
+
+    if len(models) == 1 and len(galleries) < 2:  # what does not fit is said when they are opened
+        return [folders(models[0], galleries[0] if galleries else None)]
+    digests = {model: read_manifest(model).sha256 for model in models}
+    owned: dict[Path, Path] = {}
+    for gallery in galleries:
+        with Gallery(gallery) as opened:
+            made_with = opened.model
+        owner = next((model for model in models if digests[model] == made_with.sha256), None)
+        if owner is None:
+            raise GalleryError(f"the gallery {gallery} was made with model {made_with}, which is not served here")
+        if owner in owned:
+            raise ServeError(f"the model {owner} has two galleries, {owned[owner]} and {gallery}; serve one of them")
+        owned[owner] = gallery
+    return [folders(model, owned.get(model)) for model in models]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -92,19 +254,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _greeting(service: Service, listener: socket.socket, ui: bool, keys: bool) -> list[str]:
+def _greeting(service: Service, listener: socket.socket, ui: bool, keys: bool, tls: bool) -> list[str]:
     host, port = listener.getsockname()[:2]
-    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    manifest = service.engine.manifest
-    about = f"{manifest.name} ({manifest.dim} dimensions, {service.engine.device})"
-    if service.gallery is not None:
-        about += f", {len(service.gallery)} images"
+    base = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+    about = "; ".join(map(_about, service.models.values()))
     lines = [f"serving {about} on {base}" + (" (page and API)" if ui else ""), f"API: {base}/docs"]
     if not keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         lines.append("anyone who reaches this address can use it: set CLF_API_KEYS to ask for a key")
     return lines
 
 
-def _split(keys: Sequence[str]) -> list[str]:
-    """Keys may be separated by commas in CLF_API_KEYS."""
-    return [key for text in keys for key in text.split(",") if key]
+def _about(deployment: Deployment) -> str:
+    about = f"{deployment.name} ({deployment.engine.dim} dimensions, {deployment.engine.device})"
+    return about + (f", {len(deployment.gallery)} images" if deployment.gallery is not None else "")

@@ -1,226 +1,255 @@
-"""What the server does, without HTTP: bytes of images in, vectors and neighbours out. The API and the UI share it."""
+"""What the server does, without HTTP: several models at work side by side, each replaced without a lost call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from clf.errors import ClfError, ImageError
-from clf.images import DEFAULT_LIMITS, Limits
-from clf_serve.batcher import Batcher
-from clf_serve.engine import Engine, Pixels, Vectors
-from clf_serve.gallery import Gallery
+from clf.errors import ClfError, ServeError, did_you_mean
+from clf_serve.deployment import Deployment, Opened, Source, warm_up_or_log
+from clf_serve.limits import Budget, ServeLimits
 from clf_serve.metrics import Metrics
 from clf_serve.problems import Problem, draining
 from clf_serve.runtime import usable_cores
-from clf_serve.store import Hit
+from clf_serve.worker import Worker
 
 _log = logging.getLogger(__name__)
-_FRESH = 30.0  # seconds; a success this recent proves that the model works
-_PROBE = 5.0  # seconds that a probe of an idle model may take
-
-
-@dataclass(frozen=True)
-class ServeLimits:
-    """What one request may cost, and all together."""
-
-    max_bytes: int = 64 * 2**20
-    """Of a request's body."""
-    max_bytes_together: int = 1024 * 2**20
-    """Of all bodies being read or worked on."""
-    max_pixels: int = DEFAULT_LIMITS.max_pixels
-    """Of one image, as its header states them."""
-    max_images: int = 256
-    """Of one request."""
-    max_k: int = 1000
-    """Neighbours of one search."""
-    queue: int = 1024
-    """Images inside the server at a time."""
-    timeout: float = 30.0
-    """Seconds from the first byte of a request to its answer."""
-
-    @property
-    def image(self) -> Limits:
-        return Limits(max_bytes=self.max_bytes, max_pixels=self.max_pixels)
-
-
-@dataclass
-class Timings:
-    """Seconds of each stage of a request, for people and for the Server-Timing header."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def since(self, stage: str, start: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
-
-    @property
-    def header(self) -> str:
-        return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.seconds.items())
-
-
-class Budget:
-    """Bytes that all request bodies together may hold in memory."""
-
-    def __init__(self, total: int) -> None:
-        self._left = total
-
-    @contextmanager
-    def share(self) -> Iterator[Callable[[int], bool]]:
-        """Yields a function that takes n more bytes, or says False; all are given back at the end."""
-        taken = 0
-
-        def take(n: int) -> bool:
-            nonlocal taken
-            if n > self._left:
-                return False
-            self._left -= n
-            taken += n
-            return True
-
-        try:
-            yield take
-        finally:
-            self._left += taken
+_RELOAD = 600.0  # seconds that a model may take to open and warm up again
 
 
 class Service:
-    """An engine, perhaps a gallery, and everything between them and many impatient callers."""
+    """Models, each with its engine and perhaps a gallery; the API and the page share it. Belongs to one event loop.
 
-    def __init__(self, engine: Engine, gallery: Gallery | None = None, limits: ServeLimits | None = None) -> None:
-        self.engine = engine
-        self.gallery = gallery
+    Args:
+        sources: one for each model; opened at once, and again at each reload. The first is served where none is named.
+
+    Raises:
+        ClfError: one of them cannot be opened, or two have the same name.
+    """
+
+    def __init__(self, sources: Sequence[Source], limits: ServeLimits | None = None) -> None:
+        if not sources:
+            raise ServeError("a server needs a model; give a folder made by clf export")
         self.limits = limits or ServeLimits()
         self.metrics = Metrics()
         self.budget = Budget(self.limits.max_bytes_together)
-        self.batcher = Batcher(engine.embed, lambda: engine.max_batch, self.limits.queue, self.metrics)
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode")
-        self._warm_up: asyncio.Task[None] | None = None
-        self.warm = False
         self.draining = asyncio.Event()
         """Set once the server is asked to end."""
+        opened = _open_all(sources)
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode")
+        self.models = {
+            name: Deployment(each, self.limits, self.metrics, self._decoders) for name, each in opened.items()
+        }
+        self._sources = dict(zip(opened, sources, strict=True))
+        self._warm_up: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+        self._asked_again = False
+        self.also_reload: list[Callable[[], None]] = []
+        """What else is read again at a reload (keys, a certificate); a ClfError of it is logged, and the old stays."""
+
+    @property
+    def default(self) -> Deployment:
+        """The first model."""
+        return next(iter(self.models.values()))
 
     async def start(self) -> None:
-        """Starts the batcher, and warms the model up in the background: not ready until then."""
-        self.batcher.start()
-        self._warm_up = asyncio.create_task(self._warm(), name="clf-warm-up")
+        """Starts the batchers, and warms the models up in the background: not ready until then."""
+        for deployment in self.models.values():
+            deployment.start()
+        self._warm_up = asyncio.create_task(self._warm_all(), name="clf-warm-up")
 
     async def stop(self) -> None:
         self.draining.set()
         if self._warm_up is not None:
+            self._warm_up.cancel()
             await asyncio.wait([self._warm_up])
-        await self.batcher.stop()
+        async with self._reloading:  # one that has begun gives up
+            pass
+        await asyncio.gather(*(deployment.stop() for deployment in self.models.values()), *self._retiring)
         self._decoders.shutdown(wait=True, cancel_futures=True)
-        if self.gallery is not None:
-            self.gallery.close()
 
-    async def embed(self, blobs: Sequence[bytes], timings: Timings) -> Vectors:
-        """Vectors (n, D) of n encoded images.
+    @contextmanager
+    def using(self, name: str | None = None) -> Iterator[Deployment]:
+        """A model, by default the first, which stays open until the block ends even when a reload replaces it.
 
         Raises:
-            Problem: an image that cannot be used, named by ``param``; too many; no room; shutting down.
+            Problem: 404 there is no such model; 503 the server is shutting down.
         """
-        self._check_open()
-        if not blobs:
-            raise Problem(400, "no_images", "the request holds no image", param="input")
-        if len(blobs) > self.limits.max_images:
-            text = f"{len(blobs)} images are more than the {self.limits.max_images} a request may hold"
-            raise Problem(413, "too_many_images", text, param="input")
-        with self.batcher.admitted(len(blobs)):
-            start = time.monotonic()
-            pixels = await self._decode(blobs)
-            timings.since("decode", start)
-            self.metrics.stage("decode").observe(time.monotonic() - start)
-            vectors, jobs = await self.batcher.embed(pixels)
-        timings.seconds["queue"] = max(job.started - job.arrived for job in jobs)
-        timings.seconds["inference"] = max(job.done - job.started for job in jobs)
-        self.metrics.images.inc(len(blobs))
-        return vectors
+        if self.draining.is_set():
+            raise draining()
+        deployment = self.default if name is None else self.models.get(name)
+        if deployment is None:
+            here = ", ".join(map(repr, self.models))
+            text = f"the model {name!r} is not here; there is {here}.{did_you_mean(str(name), self.models)}"
+            raise Problem(404, "model_not_found", text, param="model")
+        deployment.enter()
+        try:
+            yield deployment
+        finally:
+            deployment.leave()
 
-    async def neighbours(self, vector: Vectors, k: int, timings: Timings, *, but: int | None = None) -> list[Hit]:
-        """The k nearest images of the gallery, without the image ``but``."""
-        self._check_open()
-        gallery = self.require_gallery()
-        start = time.monotonic()
-        hits = await asyncio.to_thread(gallery.search, vector, k + (but is not None))
-        timings.since("search", start)
-        self.metrics.stage("search").observe(time.monotonic() - start)
-        return [hit for hit in hits if hit.id != but][:k]
+    def check_room(self, deadline: float = math.inf) -> None:
+        """Refuses a request at the door, before its body is read, when no model would take a single image.
 
-    async def vector(self, id_: int) -> Vectors:
-        """The stored vector of a gallery's image. Raises Problem 404."""
-        vector = await asyncio.to_thread(self.require_gallery().vector, id_)
-        if vector is None:
-            raise Problem(404, "unknown_id", f"the gallery has no image {id_}", param="id")
-        return vector
+        Raises:
+            Problem: 429; 503 when the models are warming up or broken, or the server is shutting down.
+        """
+        if self.draining.is_set():
+            raise draining()
+        refusal: Problem | None = None
+        for deployment in self.models.values():
+            try:
+                deployment.check_room(deadline)
+            except Problem as problem:
+                refusal = refusal or problem
+            else:
+                return
+        if refusal is not None:
+            raise refusal
 
-    def require_gallery(self) -> Gallery:
-        if self.gallery is None:
-            text = "this server has no gallery; start it with: clf serve MODEL --gallery GALLERY"
-            raise Problem(404, "no_gallery", text)
-        return self.gallery
+    def seconds_of_work(self) -> int:
+        """How long it would take to work off what is inside, at least one second."""
+        return max(deployment.batcher.seconds_of_work() for deployment in self.models.values())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is worth keeping."""
+        return all(deployment.batcher.alive for deployment in self.models.values())
 
     async def ready(self) -> str | None:
-        """None when requests will be answered, else the reason why not. An idle model is put to the test."""
+        """None when requests will be answered, else the reason why not. Idle models are put to the test."""
         reason = await self._why_not_ready()
         self.metrics.ready.set(reason is None)
         return reason
 
+    async def reload(self, name: str | None = None) -> dict[str, str | None]:
+        """Opens models and their galleries again and puts them in the place of the old ones, whose calls are finished.
+
+        A new one takes over when it is warm. What cannot be opened, or does not work, is left as it was.
+
+        Args:
+            name: of one model; by default all.
+
+        Returns:
+            For each model None, or why it was not reloaded.
+
+        Raises:
+            Problem: 404 there is no such model; 503 the server is shutting down.
+        """
+        with self.using(name):
+            names = list(self.models) if name is None else [name]
+        async with self._reloading:
+            return await self._reload(names)
+
+    async def reload_all(self) -> None:
+        """:meth:`reload` for a signal, which hears no answer; the log says what became of it.
+
+        Any number of signals while a reload is going on make one more.
+        """
+        if self._asked_again or self.draining.is_set():
+            return
+        self._asked_again = True
+        async with self._reloading:
+            self._asked_again = False
+            await self._reload(list(self.models))
+
+    async def _reload(self, names: Sequence[str]) -> dict[str, str | None]:
+        if self._warm_up is not None:  # or the old one would be closed in the middle of it
+            await asyncio.wait([self._warm_up])
+        for again in self.also_reload:
+            try:
+                await asyncio.to_thread(again)
+            except ClfError as error:
+                _log.error("%s; the old one stays in use", error)
+            except Exception:
+                _log.exception("something was not read again; the old one stays in use")
+        return {name: await self._replace(name) for name in names}
+
+    async def _replace(self, name: str) -> str | None:
+        if self.draining.is_set():
+            return "shutting down"
+        work = asyncio.ensure_future(self._opened_again(name))
+        ending = asyncio.ensure_future(self.draining.wait())
+        try:
+            await asyncio.wait({work, ending}, timeout=_RELOAD, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                return self._not_reloaded(name, "shutting down" if ending.done() else f"not warm after {_RELOAD:g} s")
+            new = work.result()
+        except ClfError as error:
+            return self._not_reloaded(name, str(error))
+        except Exception:
+            _log.exception("the model %r could not be opened again", name)
+            return self._not_reloaded(name, "an error in the server; see its log")
+        finally:
+            ending.cancel()
+            work.cancel()
+            await asyncio.wait([work])
+        old, self.models[name] = self.models[name], new
+        task = asyncio.create_task(old.retire(self.limits.timeout), name="clf-retire")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        self.metrics.reloaded("reloaded")
+        _log.info("the model %r was reloaded", name)
+        return None
+
+    async def _opened_again(self, name: str) -> Deployment:
+        """At work. Raises ClfError; nothing of it stays open then, nor when it is cancelled."""
+        aside = Worker("clf-open")  # a file system that hangs must not hold up the end of the process
+        try:
+            opened = await aside(self._sources[name].open)
+        finally:
+            await aside.close(0)
+        if opened.engine is self.models[name].engine:
+            raise ServeError("it does not come from a folder")
+        now = opened.engine.manifest.name
+        if now != name:
+            opened.close()
+            raise ServeError(f"the folder holds the model {now!r} now; restart the server")
+        new = Deployment(opened, self.limits, self.metrics, self._decoders)
+        new.start()
+        try:
+            await new.warm_up()
+        except BaseException:
+            await new.stop()
+            raise
+        return new
+
+    def _not_reloaded(self, name: str, reason: str) -> str:
+        self.metrics.reloaded("refused")
+        _log.error("the model %r was not reloaded and goes on as it was: %s", name, reason)
+        return reason
+
+    async def _warm_all(self) -> None:
+        for deployment in list(self.models.values()):
+            await warm_up_or_log(deployment)
+
     async def _why_not_ready(self) -> str | None:
         if self.draining.is_set():
             return "shutting down"
-        if self._warm_up is not None and self._warm_up.done() and not self.warm:
-            return "the model or the gallery failed to start; see the log"
-        if not self.warm:
-            return "warming up"
-        if not self.batcher.alive:
-            return "the batcher has ended"
-        if time.monotonic() - self.batcher.last_success < _FRESH:
-            return None
-        try:
-            await asyncio.wait_for(self.batcher.embed([self.engine.blank()]), _PROBE)
-        except Exception as error:
-            return f"a test image was not embedded: {type(error).__name__}"
+        for name, deployment in list(self.models.items()):
+            if reason := await deployment.why_not_ready():
+                return reason if len(self.models) == 1 else f"{name}: {reason}"
         return None
 
-    def _check_open(self) -> None:
-        if self.draining.is_set():
-            raise draining()
-        if not self.warm:
-            raise Problem(503, "warming_up", "the model is warming up; try again soon", retry_after=1)
 
-    async def _warm(self) -> None:
-        try:
-            await asyncio.to_thread(self.engine.warm_up)
-            await self.batcher.embed([self.engine.blank()])
-            if self.gallery is not None:
-                await asyncio.to_thread(self.gallery.load_index)
-        except ClfError as error:
-            _log.error("%s", error)
-        except Exception:
-            _log.exception("the model failed to warm up")
-        else:
-            self.warm = True
-
-    async def _decode(self, blobs: Sequence[bytes]) -> list[Pixels]:
-        loop = asyncio.get_running_loop()
-        limits = self.limits.image
-        tasks = [loop.run_in_executor(self._decoders, self.engine.prepare, blob, limits) for blob in blobs]
-        try:
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            for task in tasks:
-                task.cancel()
-        pixels = []
-        for index, result in enumerate(results):
-            if isinstance(result, ImageError):
-                words = str(result) if len(blobs) == 1 else f"image {index} of the request: {result}"
-                raise Problem(422, "invalid_image", words, param=f"input[{index}]")
-            if isinstance(result, BaseException):
-                raise result
-            pixels.append(result)
-        return pixels
+def _open_all(sources: Sequence[Source]) -> dict[str, Opened]:
+    """By name. Raises ClfError; nothing stays open then."""
+    opened: dict[str, Opened] = {}
+    try:
+        for source in sources:
+            each = source.open()
+            name = each.engine.manifest.name
+            if name in opened:
+                each.close()
+                raise ServeError(f"two models are called {name!r}; export one from a run of another name")
+            opened[name] = each
+    except BaseException:
+        for each in opened.values():
+            each.close()
+        raise
+    return opened

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path, PurePath
@@ -19,8 +20,10 @@ from fastapi import FastAPI
 
 from clf.errors import ClfError
 from clf_serve.api import thumbnail_url
+from clf_serve.call import Call
+from clf_serve.deployment import Deployment
 from clf_serve.problems import Problem
-from clf_serve.service import Service, Timings
+from clf_serve.service import Service
 from clf_serve.store import Hit
 from clf_serve.style import PALETTE
 
@@ -45,21 +48,22 @@ class Page:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.has_gallery = service.gallery is not None
+        self.has_gallery = service.default.gallery is not None
 
     async def look_up(self, path: str | None, count: int, like: int | None) -> str:
         """Neighbours of an uploaded file, or of the gallery's image ``like``."""
         if path is None and like is None:
             return self.welcome()
-        timings = Timings()
+        call = Call(deadline=time.monotonic() + self._service.limits.timeout)
         try:
-            if path is not None:
+            with self._service.using() as deployment:
+                if path is None:
+                    return await self._like(deployment, int(like or 0), count, call)
                 blob = await asyncio.to_thread(Path(path).read_bytes)
-                vector = (await self._service.embed([blob], timings))[0]
-                if not self.has_gallery:
-                    return _vector_html(vector.tolist(), timings)
-                return self._hits(await self._service.neighbours(vector, count, timings), timings, "")
-            return await self._like(int(like or 0), count, timings)
+                vector = (await deployment.embed([blob], call))[0]
+                if deployment.gallery is None:
+                    return _vector_html(vector.tolist(), call)
+                return self._hits(deployment, await deployment.neighbours(vector, count, call), call, "")
         except Problem as problem:
             return _message("That did not work", problem.message)
         except (ClfError, OSError) as error:
@@ -72,23 +76,24 @@ class Page:
         like = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
         return await self.look_up(None, _COUNTS[1], like), like
 
-    async def _like(self, id_: int, count: int, timings: Timings) -> str:
-        vector = await self._service.vector(id_)
-        hits = await self._service.neighbours(vector, count, timings, but=id_)
-        asked = await asyncio.to_thread(self._service.require_gallery().get, id_)
-        return self._hits(hits, timings, _asked(asked) if asked else "")
+    async def _like(self, deployment: Deployment, id_: int, count: int, call: Call) -> str:
+        vector = await deployment.vector(id_)
+        hits = await deployment.neighbours(vector, count, call, but=id_)
+        asked = await asyncio.to_thread(deployment.require_gallery().get, id_)
+        return self._hits(deployment, hits, call, _asked(asked) if asked else "")
 
-    def _hits(self, hits: Sequence[Hit], timings: Timings, asked: str) -> str:
+    def _hits(self, deployment: Deployment, hits: Sequence[Hit], call: Call, asked: str) -> str:
         cards = "".join(map(_card, hits))
-        count = f"<b>{len(hits)}</b> nearest of {len(self._service.require_gallery()):,}"
-        line = f'<div class="clf-line"><span>{count}</span>{_times(timings)}</div>'
+        count = f"<b>{len(hits)}</b> nearest of {len(deployment.require_gallery()):,}"
+        line = f'<div class="clf-line"><span>{count}</span>{_times(call)}</div>'
         return f'{line}{asked}<div class="clf-grid">{cards}</div>'
 
     def header(self) -> str:
-        manifest = self._service.engine.manifest
-        facts = [f"{manifest.dim} dimensions", f"{manifest.image_size} px", self._service.engine.device.upper()]
-        if self._service.gallery is not None:
-            facts.insert(0, f"{len(self._service.gallery):,} images")
+        deployment = self._service.default
+        manifest = deployment.engine.manifest
+        facts = [f"{manifest.dim} dimensions", f"{manifest.image_size} px", deployment.engine.device.upper()]
+        if deployment.gallery is not None:
+            facts.insert(0, f"{len(deployment.gallery):,} images")
         chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
         trained = " · ".join(escape(part) for part in (manifest.plugin, manifest.backbone) if part)
         return (
@@ -97,9 +102,10 @@ class Page:
         )
 
     def examples(self) -> str:
-        if self._service.gallery is None:
+        gallery = self._service.default.gallery
+        if gallery is None:
             return ""
-        hits = self._service.gallery.sample(_EXAMPLES)
+        hits = gallery.sample(_EXAMPLES)
         if not hits:
             return ""
         links = "".join(
@@ -109,10 +115,11 @@ class Page:
         return f'<div class="clf-examples"><p>Or start from one of the gallery</p><div>{links}</div></div>'
 
     def welcome(self) -> str:
-        if self._service.gallery is None:
+        gallery = self._service.default.gallery
+        if gallery is None:
             text = "This server has no gallery. Drop a picture to see its embedding, or start it with --gallery."
             return _message("Drop a picture", text)
-        if not len(self._service.gallery):
+        if not len(gallery):
             return _message("The gallery is empty", "Fill it: clf index MODEL IMAGES -o GALLERY")
         return _message("Drop a picture", "Its nearest neighbours in the gallery appear here, the most alike first.")
 
@@ -209,15 +216,15 @@ def _asked(hit: Hit) -> str:
     )
 
 
-def _times(timings: Timings) -> str:
-    parts = [f"{name} {1000 * seconds:.0f} ms" for name, seconds in timings.seconds.items() if name != "queue"]
+def _times(call: Call) -> str:
+    parts = [f"{name} {1000 * seconds:.0f} ms" for name, seconds in call.seconds.items() if name != "queue"]
     return f'<span class="clf-times">{" · ".join(parts)}</span>'
 
 
-def _vector_html(vector: list[float], timings: Timings) -> str:
+def _vector_html(vector: list[float], call: Call) -> str:
     top = max(map(abs, vector))
     bars = "".join(f'<i style="--share:{abs(x) / top:.3f}" class="{"up" if x >= 0 else "down"}"></i>' for x in vector)
-    head = f'<div class="clf-line"><span><b>{len(vector)}</b> numbers</span>{_times(timings)}</div>'
+    head = f'<div class="clf-line"><span><b>{len(vector)}</b> numbers</span>{_times(call)}</div>'
     return f'{head}<div class="clf-vector">{bars}</div>'
 
 

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from serve_helpers import PROGRAM, Server, write_model, write_pictures
+from api_helpers import LIMITS, Gate, wait_ready
+from serve_helpers import PROGRAM, Server, served, service_of, write_model, write_pictures
 
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
@@ -51,6 +53,30 @@ def gallery(tmp_path: Path, engine: Engine, photos: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory, engine: Engine, photos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("indexed") / "g"
+    with Gallery.open_or_create(folder, Identity.of(engine.manifest), engine.folder) as opened:
+        index_images(opened, engine, photos)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine, indexed: Path) -> Iterator[httpx.Client]:
+    service = service_of(engine, Gallery(indexed), LIMITS)
+    with served(service) as client:
+        wait_ready(client)
+        yield client
+
+
+@pytest.fixture
+def gate(model: Path) -> tuple[Gate, Engine]:
+    engine = Engine(model, "cpu")
+    gate = Gate(engine)
+    engine.embed = gate  # type: ignore[method-assign]
+    return gate, engine
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """``serve(MODEL, "--gallery", GALLERY)`` starts a server on a free port and returns when it has said where."""
@@ -68,7 +94,7 @@ def serve() -> Iterator[Callable[..., Server]]:
         log: list[str] = []
         for line in process.stdout:
             log.append(line)
-            if found := re.search(r"on (http://\S+)", line):
+            if found := re.search(r"on (https?://[^\s\"]+)", line):
                 reader = threading.Thread(target=log.extend, args=(process.stdout,))
                 reader.start()
                 started.append((process, reader))

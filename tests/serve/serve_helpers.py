@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from PIL import Image
 
 from clf.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Parity, sha256_file, write_manifest
 from clf_serve.app import create_app
+from clf_serve.deployment import Folders, Opened
+from clf_serve.engine import Engine
+from clf_serve.gallery import Gallery
+from clf_serve.limits import ServeLimits
 from clf_serve.server import listen
 from clf_serve.service import Service
 
@@ -112,12 +117,31 @@ class Server:
 PROGRAM = "import sys\nfrom clf.cli import main\nmain(sys.argv[1:])"
 
 
+def service_of(engine: Engine, gallery: Gallery | None = None, limits: ServeLimits | None = None) -> Service:
+    """A service of one model that stays open."""
+    return Service([Opened(engine, gallery)], limits)
+
+
+@asynccontextmanager
+async def running(*folders: Folders, limits: ServeLimits | None = None) -> AsyncIterator[Service]:
+    """A service that is ready, in this event loop."""
+    service = Service(folders, limits)
+    await service.start()
+    try:
+        async with asyncio.timeout(20):
+            while await service.ready():
+                await asyncio.sleep(0.01)
+        yield service
+    finally:
+        await service.stop()
+
+
 @contextmanager
 def served(service: Service, *, ui: bool = False, api_keys: Collection[str] = ()) -> Iterator[httpx.Client]:
     """A real server in a thread of this process, so that a test can reach into its service."""
     listener = listen("127.0.0.1", 0)
     app = create_app(service, ui=ui, api_keys=api_keys)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     base = f"http://127.0.0.1:{listener.getsockname()[1]}"

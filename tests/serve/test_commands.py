@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sqlite3
 import sys
@@ -121,6 +122,18 @@ def test_the_html_page_needs_nothing_else(run: Run, gallery: Path, photos: Path,
         (["serve", "MODEL", "--gallery", "PHOTOS", "--port", "0"], "is not a gallery"),
         (["serve", "OTHER", "--gallery", "GALLERY", "--port", "0"], "was made with model tiny"),
         (["serve", "MODEL", "--host", "host.invalid"], "host 'host.invalid' is unknown"),
+        (["serve", "FILE", "--port", "0"], "is not an exported model"),
+        (["serve", "MODEL", "MODEL", "--port", "0"], "is given twice; name it once"),
+        (["serve", "MODEL", "-g", "GALLERY", "-g", "GALLERY", "--port", "0"], "is given twice; name it once"),
+        (["serve", "MODEL", "--api-key", ""], "holds no key; write one, or leave it out"),
+        (["serve", "MODEL", "--api-key", " , "], "holds no key; write one, or leave it out"),
+        (["serve", "MODEL", "--api-key", "two words"], "has a blank or a character outside of printable ASCII"),
+        (["serve", "MODEL", "--api-key-file", "PHOTOS"], "cannot be read: Is a directory"),
+        (["serve", "MODEL", "--tls-cert", "FILE"], "--tls-cert needs --tls-key too"),
+        (["serve", "MODEL", "--cors", "app.example.org"], "is no origin"),
+        (["serve", "MODEL", "--otlp", "localhost:4318", "--port", "0"], "is no address of a collector"),
+        (["serve", "MODEL", "--log-clients"], "--log-clients needs --access-log"),
+        (["serve", "MODEL", "--variant", "int8", "--port", "0"], "int8"),
     ],
 )
 def test_mistakes_are_explained_in_a_sentence(
@@ -138,6 +151,7 @@ def test_mistakes_are_explained_in_a_sentence(
     (tmp_path / "bad.png").write_bytes(b"no picture at all")
     names = {
         "MODEL": model,
+        "FILE": model / MODEL_FILE,
         "PHOTOS": photos,
         "PHOTO": photos / "0000.png",
         "GALLERY": gallery,
@@ -150,6 +164,22 @@ def test_mistakes_are_explained_in_a_sentence(
 
     assert code == 2
     assert message in " ".join(err.split()) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_a_variable_without_keys_does_not_open_the_door(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("CLF_API_KEYS", value)
+
+    assert "CLF_API_KEYS is given and holds no key" in one_error(run("serve", model, "--port", "0"))
+
+
+def test_a_mistake_leaves_the_signals_as_they_were(run: Run, photos: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    one_error(run("serve", photos, "--port", "0"))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def one_error(outcome: tuple[int, str, str]) -> str:
