@@ -38,12 +38,15 @@ FAST_PREPROCESSING = "dct-scaled-1.5x-shorter-side-bicubic-center-crop-v1"
 # Formats of pixels only: Pillow would hand others (EPS, PDF) to external programs. HEIF needs a Pillow plugin.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "DIB", "HEIF")
 _DCT_MARGIN = 1.5
-_MOST_WORK = 16
-"""Images of the largest size that the scans of one JPEG may go over in all."""
+_MOST_WORK = 20
+"""Images of the largest size that the scans of one JPEG may go over in all. A progressive one of four inks has 18."""
 _ORIENTATION = 0x0112
 _MOST_SCANS = 100
 """Of a progressive JPEG, which has about ten. Each goes over all pixels, however few its bytes: a file of 1 MiB with a
 hundred thousand of them would keep a decoder busy for many minutes."""
+_MOST_MARKS = 10_000
+"""Of a JPEG; 64 MiB are a thousand segments of full length. Pillow reads them one by one in Python, half a second for a
+MiB of empty ones."""
 _MARK = re.compile(rb"\xff[^\0\x01\xd0-\xd8\xff]")  # of JPEG, but those that stand within a scan or alone
 _END, _SCAN = 0xD9, 0xDA
 _UPRIGHT = {
@@ -84,7 +87,7 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
     Args:
         source: a file, or a file's bytes.
         limits: bytes of the file, and pixels as its header states them. All scans of a progressive JPEG together
-            may go over 16 times as many, so that no small file keeps a processor busy for hours.
+            may go over 20 times as many, so that no small file keeps a processor busy for hours.
 
     Raises:
         ImageError: the file is missing, empty, too large, truncated, corrupt or not an image, or there is no memory for
@@ -98,10 +101,11 @@ def _decoded(source: Path | bytes, limits: Limits, least: int | None = None) -> 
     name = "the image" if isinstance(source, bytes) else str(source)
     data = _checked(source, name, limits.max_bytes) if isinstance(source, bytes) else read(source, limits)
     try:
+        scans = _scans(data, name) if data.startswith(b"\xff\xd8\xff") else 0
         image = _open(data)
         if image is None:
             raise ImageError(f"{name} is not an image of a known format")
-        _check_size(image, data, name, limits.max_pixels)
+        _check_size(image, scans, name, limits.max_pixels)
         stored = image.size
         drafted = None if least is None else image.draft(None, (least, least))  # None for all but JPEG
         shown = stored if drafted is None else drafted[1][2:]
@@ -314,27 +318,30 @@ def _open(data: bytes) -> Image.Image | None:
     return None
 
 
-def _scans(data: bytes, most: int) -> int:
-    """Scans of the first picture in a JPEG file, counted up to one more than ``most``."""
-    at, scans = 0, 0
-    while scans <= most and (found := _MARK.search(data, at)):
+def _scans(data: bytes, name: str) -> int:
+    """Scans of the first picture in a JPEG file, counted up to one more than the most. Raises ImageError."""
+    at, scans, marks = 0, 0, 0
+    while scans <= _MOST_SCANS and (found := _MARK.search(data, at)):
         mark, at = found[0][1], found.end()
         if mark == _END:
             break
         scans += mark == _SCAN
+        marks += 1
+        if marks > _MOST_MARKS:
+            raise ImageError(
+                f"{name} is a JPEG of more than {_MOST_MARKS} segments, which no camera writes: save it again"
+            )
         at += int.from_bytes(data[at : at + 2])  # the segment's length; what follows a scan's has no marks but these
     return scans
 
 
-def _check_size(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
+def _check_size(image: Image.Image, scans: int, name: str, max_pixels: int) -> None:
     """By the header alone: nothing has been decoded yet."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million")
-    if image.format not in ("JPEG", "MPO"):
-        return
     most = min(_MOST_SCANS, _MOST_WORK * max_pixels // max(width * height, 1))
-    if _scans(data, most) > most:
+    if scans > most:
         raise ImageError(f"{name} is a JPEG of more than {most} scans, which would take too long: save it again")
 
 

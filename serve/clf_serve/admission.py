@@ -10,6 +10,7 @@ from clf_serve.problems import Problem, overloaded
 
 _UP, _DOWN = 1.02, 1.02 ** (-1 / 50)  # so that one forecast in fifty is exceeded
 _CERTAIN, _UNSURE = 1.0, 2.0
+_SHARE = 0.75  # of the time left that a forecast may fill; the rest is for the way there and back, and for surprises
 
 
 class Admission:
@@ -60,9 +61,9 @@ class Admission:
         missing = self.inside + n - self._capacity
         if missing > 0:
             raise overloaded(_whole(missing / self._pace.throughput(self._buckets())))
-        if now + expected > deadline:
+        if expected > _SHARE * (deadline - now):
             everything = self.expected(0, now) * self._stretch
-            raise overloaded(_whole(min(now + expected - deadline, everything)))
+            raise overloaded(_whole(min(expected - _SHARE * (deadline - now), everything)))
         return expected
 
     def enter(self, n: int, now: float, deadline: float) -> float:

@@ -17,6 +17,7 @@ from clf_serve.deployment import Deployment, Opened
 from clf_serve.engine import Engine, Vectors
 from clf_serve.limits import ServeLimits
 from clf_serve.metrics import Metrics
+from clf_serve.priority import give_way
 from clf_serve.problems import Problem
 from clf_serve.runtime import usable_cores
 
@@ -46,7 +47,7 @@ class AsyncEngine:
         if self._deployment is not None:
             raise ServeError("the engine is open already; make another AsyncEngine, or share this one")
         self._loop = asyncio.get_running_loop()
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode")
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode", initializer=give_way)
         self._deployment = Deployment(Opened(self.engine, owned=True), self._limits, Metrics(), self._decoders)
         self._deployment.start()
         try:

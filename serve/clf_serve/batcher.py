@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _NEW_RULE = 1.0  # seconds between two rules; making one costs milliseconds of a core
 _FIRST_RULES = 0.05  # the same while there is much to learn from each batch
 _YOUNG = 100  # batches
+_FIRST_RULE = 0.5  # seconds that the first rule is waited for; its thread may be one that all share
 _DRAIN = 10.0  # seconds that what is inside is given at the end
 
 Run = Callable[[Pixels], Vectors]
@@ -245,7 +246,7 @@ class Batcher:
         self._ruling = asyncio.create_task(renew(), name="clf-rule")
         self._ruling.add_done_callback(_log_failure)
         if not self._scheduler.has_rule:  # the first is worth waiting for
-            await asyncio.wait([self._ruling])
+            await asyncio.wait([self._ruling], timeout=_FIRST_RULE)
 
     def _take(self, most: int) -> list[Job]:
         batch: list[Job] = []

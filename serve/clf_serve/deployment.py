@@ -19,6 +19,7 @@ from clf_serve.engine import Decoding, Engine, Pixels, VariantName, Vectors
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.limits import ServeLimits
 from clf_serve.metrics import Metrics
+from clf_serve.priority import apart
 from clf_serve.problems import Problem, too_late
 from clf_serve.runtime import Provider, usable_cores
 from clf_serve.store import Hit
@@ -71,7 +72,16 @@ class Folders:
 
     def open(self) -> Opened:
         """Raises ModelError, GalleryError: they cannot be used, or not together."""
-        engine = Engine(
+        engine = apart(self._engine)
+        try:
+            gallery = Gallery(self.gallery, Identity.of(engine.manifest)) if self.gallery else None
+        except BaseException:
+            engine.close()
+            raise
+        return Opened(engine, gallery, owned=True)
+
+    def _engine(self) -> Engine:
+        return Engine(
             self.model,
             self.provider,
             self.threads,
@@ -79,12 +89,6 @@ class Folders:
             decoding=self.decoding,
             samples=self.samples,
         )
-        try:
-            gallery = Gallery(self.gallery, Identity.of(engine.manifest)) if self.gallery else None
-        except BaseException:
-            engine.close()
-            raise
-        return Opened(engine, gallery, owned=True)
 
 
 class Deployment:
@@ -107,6 +111,7 @@ class Deployment:
         self._limits = limits
         self._metrics = metrics
         self._decoders = decoders
+        self._cores = usable_cores()
         self._warming: Worker | None = None
         self._users = 0
         self._unused = asyncio.Event()
@@ -259,7 +264,7 @@ class Deployment:
     async def _decode(self, blobs: Sequence[bytes | Path], call: Call) -> list[Pixels]:
         """Not more of one request at a time than there are cores, so that a large one does not hold up all others."""
         loop = asyncio.get_running_loop()
-        turns = asyncio.Semaphore(usable_cores())
+        turns = asyncio.Semaphore(self._cores)
 
         async def decode(blob: bytes | Path) -> Pixels:
             async with turns:

@@ -43,7 +43,8 @@ class Engine:
 
     Batches run in a few fixed sizes (buckets). On a CPU only sizes whose rows are bit-identical to the same images
     embedded alone are used, which :meth:`warm_up` checks; so there an embedding does not depend on its neighbours.
-    On CUDA rows may differ in their last bits with the batch size; :meth:`facts` says by how much.
+    On CUDA rows may differ in their last bits with the batch size; :meth:`facts` says by how much. A variant that the
+    manifest calls ``dynamic`` has its images embedded one by one on every device.
 
     A batch that does not fit the device's memory is cut into smaller ones, and its size is not used again.
 
@@ -86,7 +87,7 @@ class Engine:
         graph = read_graph(folder, self.manifest, variant)
         differs_from_fp32 = provider == "openvino" and variant != "fp32"
         reference = read_graph(folder, self.manifest, "fp32") if differs_from_fp32 else graph
-        self._file, self._sha256 = graph.path, graph.sha256
+        self._file, self._sha256, self._by_batch = graph.path, graph.sha256, graph.by_batch
         self._backend: Backend = open_backend(graph, reference, provider, threads or usable_cores())
         self._closed = False
         try:
@@ -178,8 +179,8 @@ class Engine:
             ImageError: ``samples`` holds no image.
         """
         self._check_open()
-        sizes = self._backend.sizes
-        probe = probe_images(sizes[-1], self.image_size)
+        sizes = self._backend.sizes[:1] if self._by_batch else self._backend.sizes
+        probe = probe_images(max(sizes[-1], _COMPARED), self.image_size)
         self._backend.settle(probe[:_COMPARED])
         alone = [self._tried(probe[:1])]
         seconds = self._time(probe[:1])

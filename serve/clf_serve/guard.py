@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import time
 from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,6 +29,10 @@ _COUNTED = (
     *("/v1/embeddings", "/embeddings", "/v1/embedding/image", "/v1/models", "/models", "/v2", "/search", "/thumbnails"),
     *("/admin", "/health", "/metrics", "/docs", "/openapi.json"),
 )
+
+
+_WORK = frozenset(("/v1/embeddings", "/embeddings", "/v1/embedding/image"))
+"""Routes that need the model whatever the request says."""
 
 
 class KeyRing:
@@ -82,6 +87,14 @@ class Guard:
             reply.headers.update(headers)
             await reply(scope, receive, answer)
             return
+        if scope.get("method") == "POST" and path in _WORK:
+            try:
+                self._service.check_room(time.monotonic() + self._service.limits.timeout)
+            except Problem as problem:  # as early as can be: under overload most requests end here
+                self._service.metrics.refused(problem.code)
+                Call.of(scope).refusal = problem.code
+                await refusal(problem, path)(scope, receive, answer)
+                return
         if "/heartbeat/" in path:
             await self._until_drained(scope, receive, answer)
         else:

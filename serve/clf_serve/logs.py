@@ -162,13 +162,20 @@ class _Handler(logging.Handler):
 
 
 class _Calm(logging.Filter):
-    """A collector that is away is worth a line a minute, not one for each attempt to reach it."""
+    """A collector that is away is worth a line a minute, not one for each attempt to reach it.
+
+    What Pillow remarks on the files of clients, whose content would reach the log that way, is worth none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._last = -60.0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("PIL"):
+            return False
+        if record.name == "py.warnings" and f"{os.sep}PIL{os.sep}" in record.getMessage():
+            return False
         if not record.name.startswith("opentelemetry"):
             return True
         now = time.monotonic()

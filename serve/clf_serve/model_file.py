@@ -27,7 +27,16 @@ def read_graph(folder: Path, manifest: Manifest, variant: VariantName) -> Graph:
         raise ModelError(f"{path} cannot be read: {error.strerror}. Export the run again.") from error
     sha256 = variant_sha256(manifest, variant)
     check_model_bytes(data, sha256, path)
-    return Graph(path, data, sha256, manifest.image_size, manifest.dim, quantised=variant == "int8")
+    method = None if variant == "fp32" else manifest.variants[variant].method
+    return Graph(
+        path,
+        data,
+        sha256,
+        manifest.image_size,
+        manifest.dim,
+        quantised=variant == "int8",
+        by_batch=method == "dynamic",
+    )
 
 
 def check_ports(path: Path, ports: tuple[list[Port], list[Port]], size: int, dim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import os
 import signal
@@ -190,7 +191,10 @@ def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl
     server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn hears them later, and raises them again when it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through again and again, which would hold up every request
     server.run(sockets=[listener])
+    gc.unfreeze()
     return server.started
 
 

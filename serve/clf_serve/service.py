@@ -13,6 +13,7 @@ from clf.errors import ClfError, ServeError, did_you_mean
 from clf_serve.deployment import Deployment, Opened, Source, warm_up_or_log
 from clf_serve.limits import Budget, ServeLimits
 from clf_serve.metrics import Metrics
+from clf_serve.priority import give_way
 from clf_serve.problems import Problem, draining
 from clf_serve.runtime import usable_cores
 from clf_serve.worker import Worker
@@ -40,7 +41,7 @@ class Service:
         self.draining = asyncio.Event()
         """Set once the server is asked to end."""
         opened = _open_all(sources)
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode")
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode", initializer=give_way)
         self.models = {
             name: Deployment(each, self.limits, self.metrics, self._decoders) for name, each in opened.items()
         }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from clf_serve.priority import give_way
 
 T = TypeVar("T")
 
@@ -44,7 +47,7 @@ class Worker:
                 error = caught
             except BaseException as caught:
                 error = RuntimeError(f"the model raised {type(caught).__name__}: {caught}")
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 loop.call_soon_threadsafe(deliver, result, error)
 
         self._calls.put(work)
@@ -57,6 +60,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        give_way()
         while (work := self._calls.get()) is not None:
             work()
             del work  # or it would keep the last images alive

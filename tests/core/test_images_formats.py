@@ -194,9 +194,19 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     decode(scans(100 - own + 1))
     with pytest.raises(ImageError, match="is a JPEG of more than 100 scans, which would take too long"):
         decode(scans(100 - own + 2))
-    with pytest.raises(ImageError, match="is a JPEG of more than 16 scans"):  # 16 images of the largest size, here of 1
+    with pytest.raises(ImageError, match="is a JPEG of more than 20 scans"):  # 20 images of the largest size, here of 1
         decode(scans(20), Limits(max_pixels=64 * 64))
     decode(scans(1), Limits(max_pixels=64 * 64))
+    inks = encoded(Image.new("CMYK", (64, 64)), "JPEG", progressive=True)
+    decode(inks, Limits(max_pixels=64 * 64))  # which nobody meant ill with
+
+
+@pytest.mark.parametrize("where", [2, -2])
+def test_a_jpeg_of_very_many_segments_is_refused(where: int) -> None:
+    data = scans(1)
+    decode(data[:where] + b"\xff\xe0\x00\x02" * 1000 + data[where:])
+    with pytest.raises(ImageError, match="is a JPEG of more than 10000 segments"):
+        decode(data[:where] + b"\xff\xe0\x00\x02" * 10_000 + data[where:])
 
 
 def test_scans_of_a_thumbnail_do_not_count() -> None:

@@ -3,12 +3,14 @@
 It behaves as the documentation and the source of onnxruntime 1.2x say
 (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, ``cuda_execution_provider.cc``): a
 captured graph reads and writes the addresses it was captured with, and memory that runs out is a RuntimeError with a
-certain text.
+certain text. A copy to the GPU may not be there before it is waited for, and a capture fails, as does what disturbs it,
+when another thread uses the GPU meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,8 @@ NOT_PARTITIONED = (
     "compute graph nodes have not been partitioned to the CUDAExecutionProvider"
 )
 
+DISTURBED = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 900: operation not permitted when stream is capturing"
+
 
 @dataclass
 class FakeGpu:
@@ -49,6 +53,19 @@ class FakeGpu:
     runs: list[tuple[int, str]] = field(default_factory=list)
     """Batch size and graph id of each run."""
     threads: set[int] = field(default_factory=set)
+    capturing: int | None = None
+    """The thread that captures now."""
+    disturbed: int = 0
+    working: threading.Event = field(default_factory=threading.Event)
+    """Set by each run when it begins."""
+    released: threading.Event | None = None
+    """What runs hang on."""
+
+    def touch(self) -> None:
+        """Whatever CUDA forbids while another thread captures."""
+        if self.capturing not in (None, threading.get_ident()):
+            self.disturbed += 1
+            raise RuntimeError(DISTURBED)
 
     def check(self, size: int) -> None:
         if size > self.fits:
@@ -58,14 +75,23 @@ class FakeGpu:
 class FakeOrtValue:
     def __init__(self, gpu: FakeGpu, shape: list[int], kind: Any, device: str) -> None:
         assert device == "cuda"
+        gpu.touch()
         gpu.check(shape[0])
+        self._gpu = gpu
+        self._on_its_way: np.ndarray | None = None
         self.memory = np.full(shape, 77, kind)
 
     def update_inplace(self, data: np.ndarray) -> None:
         assert data.flags.c_contiguous and data.shape == self.memory.shape and data.dtype == self.memory.dtype
-        self.memory[:] = data
+        self._gpu.touch()
+        self._on_its_way = data.copy()
+
+    def arrive(self) -> None:
+        if self._on_its_way is not None:
+            self.memory[:], self._on_its_way = self._on_its_way, None
 
     def numpy(self) -> np.ndarray:
+        self._gpu.touch()
         return self.memory.copy()
 
 
@@ -80,10 +106,15 @@ class FakeBinding:
     def bind_ortvalue_output(self, name: str, value: FakeOrtValue) -> None:
         self.outputs[name] = value
 
+    def synchronize_inputs(self) -> None:
+        for value in self.inputs.values():
+            value.arrive()
+
 
 class FakeSession:
     def __init__(self, gpu: FakeGpu, data: bytes, options: Any, providers: list[Any], enable_fallback: int) -> None:
         assert enable_fallback == 0, "onnxruntime would print its troubles and go on with the CPU"
+        gpu.touch()
         self.gpu = gpu
         self.providers = providers
         self.options = dict(providers[0][1]) if isinstance(providers[0], tuple) else {}
@@ -123,6 +154,10 @@ class FakeSession:
     def run_with_iobinding(self, binding: FakeBinding, run_options: Any) -> None:
         graph = run_options.get_run_config_entry("gpu_graph_id")
         size = binding.inputs["images"].memory.shape[0]
+        self.gpu.touch()
+        self.gpu.working.set()
+        if self.gpu.released is not None:
+            self.gpu.released.wait(60)
         self.gpu.runs.append((size, graph))
         self.gpu.threads.add(threading.get_ident())
         self.gpu.check(size)
@@ -132,7 +167,7 @@ class FakeSession:
         if graph not in self.captured:
             if self.gpu.graphs == "break" or size > self.gpu.graphs_hold_up_to:
                 raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 900: operation not permitted")
-            self._compute(binding)
+            self._capture(binding)
             self.captured[graph] = (binding, binding.outputs["embeddings"].memory.copy())
             return
         bound, first = self.captured[graph]
@@ -140,6 +175,16 @@ class FakeSession:
             bound.outputs["embeddings"].memory[:] = first
         else:
             self._compute(bound)
+
+    def _capture(self, binding: FakeBinding) -> None:
+        before, self.gpu.capturing = self.gpu.disturbed, threading.get_ident()
+        try:
+            self._compute(binding)
+            time.sleep(0.005)
+        finally:
+            self.gpu.capturing = None
+        if self.gpu.disturbed > before:
+            raise RuntimeError(DISTURBED)
 
     def _compute(self, binding: FakeBinding) -> None:
         (name, output), (feed, value) = *binding.outputs.items(), *binding.inputs.items()

@@ -15,8 +15,10 @@ from serve_helpers import DIM, SIZE, write_model
 from clf.errors import ModelError
 from clf.manifest import read_manifest
 from clf_serve import backends
+from clf_serve.backends import cuda
 from clf_serve.backends.base import DeviceMemoryError
 from clf_serve.backends.cuda import CudaBackend
+from clf_serve.backends.turns import Turns
 from clf_serve.engine import Engine
 from clf_serve.model_file import read_graph
 from clf_serve.runtime import load_onnxruntime
@@ -52,7 +54,8 @@ def test_the_gpu_is_used_in_fixed_sizes_with_captured_graphs(
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
     assert engine.device == "cuda" and engine.note is None
     assert engine.buckets == (1, 2, 4, 8, 16, 32, 64, 128)
-    assert gpu.runs == [(128, "128"), (32, "32")]  # 150 images; the last batch holds 22, and 10 of padding
+    assert [size for size, _ in gpu.runs] == [128, 32]  # 150 images; the last batch holds 22, and 10 of padding
+    assert all(int(graph) > 0 for _, graph in gpu.runs)  # replayed, neither plainly run nor onnxruntime's default graph
     facts = engine.facts()
     assert facts["provider"] == "cuda" and facts["requested_provider"] == provider
     assert facts["cuda_graphs"] == [1, 2, 4, 8, 16, 32, 64, 128] and facts["cuda_graphs_bit_identical"] is True
@@ -199,6 +202,73 @@ def test_padding_is_black_and_never_an_earlier_image(model: Path, monkeypatch: p
     np.testing.assert_array_equal(slot._images.memory[:6], PIXELS[:6])
     assert not slot._images.memory[6:].any()
     engine.close()
+
+
+def test_a_model_that_is_opened_beside_another_disturbs_it_not_and_is_not_disturbed(
+    model: Path, wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu()
+    first = on(gpu, model, monkeypatch)
+    first.warm_up()
+    ready = threading.Event()
+
+    def serve() -> int:
+        answers = 0
+        while not ready.is_set() or answers < 10:
+            np.testing.assert_allclose(first.embed(PIXELS[:3]), wanted[:3], atol=1e-6)
+            answers += 1
+        return answers
+
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve)
+        second = on(gpu, model, monkeypatch)
+        try:
+            second.warm_up()
+        finally:
+            ready.set()
+        assert serving.result(60) >= 10
+
+    assert gpu.disturbed == 0 and second.note is None
+    assert second.facts()["cuda_graphs"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    first.close()
+    second.close()
+
+
+def test_a_size_that_is_prepared_again_is_captured_again(
+    model: Path, wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on(FakeGpu(), model, monkeypatch)
+    engine.warm_up()
+
+    engine.warm_up()
+
+    np.testing.assert_allclose(engine.embed(PIXELS[:7]), wanted[:7], atol=1e-6)
+    assert engine.note is None and engine.facts()["cuda_graphs"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    engine.close()
+
+
+def test_a_gpu_that_hangs_does_not_hold_up_the_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_CLOSING", 0.05)
+    monkeypatch.setattr(cuda, "_GPU", Turns())
+    gpu = FakeGpu()
+    engine = on(gpu, model, monkeypatch)
+    engine.warm_up()
+    gpu.working.clear()
+    gpu.released = threading.Event()
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.embed, PIXELS[:1])
+        assert gpu.working.wait(20)
+        engine.close()
+        assert not answer.done()
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "clf-cuda")
+        assert thread.daemon  # the interpreter does not wait for it
+        with pytest.raises(RuntimeError, match="closed"):
+            engine._backend.run(PIXELS[:1])
+        gpu.released.set()  # it was only slow: who waited gets the answer
+        assert answer.result(20).shape == (1, DIM)
+    thread.join(20)
+    assert not thread.is_alive() and engine._backend._session is None  # type: ignore[attr-defined]
 
 
 def test_a_closed_gpu_holds_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

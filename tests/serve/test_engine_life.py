@@ -27,7 +27,7 @@ from clf_serve.engine import Engine
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def write_variant(folder: Path, name: str = "fp16", shift: float = 40.0) -> Path:
+def write_variant(folder: Path, name: str = "fp16", shift: float = 40.0, method: str = "static") -> Path:
     """Another graph beside the first: the same but for one constant, so that its vectors differ."""
     graph = onnx.load(str(folder / MODEL_FILE))
     graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(shift, np.float32), "one"))
@@ -37,7 +37,7 @@ def write_variant(folder: Path, name: str = "fp16", shift: float = 40.0) -> Path
         file=path.name,
         sha256=sha256_file(path),
         bytes=path.stat().st_size,
-        method="float16" if name == "fp16" else "static",
+        method="float16" if name == "fp16" else method,  # type: ignore[arg-type]
         images=1,
         mean_cosine=0.9,
         min_cosine=0.9,
@@ -45,6 +45,23 @@ def write_variant(folder: Path, name: str = "fp16", shift: float = 40.0) -> Path
     manifest = read_manifest(folder)
     write_manifest(folder, manifest.model_copy(update={"variants": {**manifest.variants, name: variant}}))
     return path
+
+
+@pytest.mark.parametrize(("method", "largest"), [("static", 16), ("dynamic", 1)])
+def test_images_of_a_variant_that_scales_by_batch_are_embedded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, largest: int
+) -> None:
+    """Whatever the trial of batch sizes finds: ranges may agree on its images and differ on others."""
+    folder = write_model(tmp_path / "model")
+    write_variant(folder, "int8", method=method)
+    engine = Engine(folder, "cpu", variant="int8")
+    monkeypatch.setattr(engine, "_time", lambda pixels: 1e-3 + 1e-6 * len(pixels))
+
+    engine.warm_up()
+
+    assert engine.max_batch == largest
+    assert engine.embed(np.stack([engine.blank()] * 3)).shape == (3, engine.dim)
+    engine.close()
 
 
 def test_a_variant_is_another_graph_of_the_same_folder(tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def events(lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def test_what_pillow_remarks_on_a_client_s_file_is_left_out() -> None:
+    with logged() as lines, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.getLogger("PIL.TiffImagePlugin").warning("More samples per pixel than can be decoded: 9")
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, str(Path("x", "PIL", "TiffImagePlugin.py")), 1)
+        warnings.warn_explicit("not of Pillow", UserWarning, str(Path("x", "own.py")), 1)
+
+    [event] = events(lines)
+    assert "not of Pillow" in event["message"]
+
+
 def test_a_request_is_one_json_object() -> None:
     with logged() as lines:
         [reply] = ask(Calls(application()), lambda client: client.post("/v1/embeddings", content=b"x" * 70_000))

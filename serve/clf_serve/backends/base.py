@@ -32,6 +32,8 @@ class Graph:
     dim: int
     quantised: bool = False
     """Whether it computes in 8-bit integers, so that other libraries may round to other ones."""
+    by_batch: bool = False
+    """Whether it scales its numbers by all that is in a batch, so that images have to be embedded one by one."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -7,9 +7,9 @@ stand-in that behaves as onnxruntime's documentation and source say; never yet o
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -27,13 +27,19 @@ from clf_serve.backends.base import (
     least_cosine,
     memory_errors,
 )
+from clf_serve.backends.one_thread import OneThread
 from clf_serve.backends.ort import CPU, NAMES_NODES, create_session, session_ports
+from clf_serve.backends.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CUDA = "CUDAExecutionProvider"
+_CLOSING = 3.0  # seconds
 LEAST_COSINE = 0.9999  # of a replayed graph's rows to those of a plain run
+_GPU = Turns()
+"""Of all models in this process. A capture fails, and so does what disturbs it, when another thread allocates, copies
+or waits meanwhile, as a model at work or one that is being opened does (``cudaStreamCaptureModeGlobal``)."""
 _HEAVY = ("Attention", "Conv", "Gemm", "MatMul", "Norm", "Quantize", "Softmax")
 
 
@@ -70,11 +76,12 @@ class CudaBackend:
         self._slots: dict[int, _Slot] = {}
         self._captured: dict[int, bool] = {}  # size -> whether a replay gave the very bits of a plain run
         self._graphs = True
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clf-cuda")
+        self._graph_ids = itertools.count(1)  # 0 is onnxruntime's own, and a captured one never captures again
+        self._thread = OneThread("clf-cuda")
         try:
             self._session: Any = self._in_thread(self._open)
         except BaseException:
-            self._thread.shutdown()
+            self._thread.close(self._free, _CLOSING)
             raise
         self._on_cpu = _nodes_on_cpu(self._session) if memory == "cuda" else {}
         if heavy := sorted(kind for kind in self._on_cpu if any(word in kind for word in _HEAVY)):
@@ -88,7 +95,7 @@ class CudaBackend:
 
     def prepare(self, size: int, probe: Pixels) -> None:
         """Allocates the buffers of a size, runs it, and captures it as a CUDA graph if a replay proves right."""
-        self._in_thread(self._prepare, size, probe[:size])
+        self._thread(self._prepare, size, probe[:size])
 
     def drop(self, size: int) -> None:
         self._in_thread(self._forget, size)
@@ -106,11 +113,20 @@ class CudaBackend:
         }
 
     def close(self) -> None:
-        self._in_thread(self._free)
-        self._thread.shutdown(wait=True)
+        """Waits a few seconds for runs that have begun; those that hang are left behind."""
+
+        def free() -> None:
+            with _GPU.shared():
+                self._free()
+
+        self._thread.close(free, _CLOSING)
 
     def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._thread.submit(function, *args, **kwargs).result()
+        def work() -> T:
+            with _GPU.shared():
+                return function(*args, **kwargs)
+
+        return self._thread(work)
 
     def _open(self) -> Any:
         if self._graphs:
@@ -145,22 +161,31 @@ class CudaBackend:
     def _prepare(self, size: int, probe: Pixels) -> None:
         try:
             with memory_errors(size):
-                slot = self._slots[size] = _Slot(self._ort, self._session, self._graph, size, self._memory)
-                slot.run(self._session, probe, captured=False)
-                fault = self._capture(slot, probe) if self._graphs else None
+                with _GPU.shared():
+                    self._slots[size] = self._slot(size)
+                    self._slots[size].run(self._session, probe, captured=False)
+                fault = self._capture(self._slots[size], probe) if self._graphs else None
         except BaseException:
-            self._forget(size)
+            with _GPU.shared():
+                self._forget(size)
             raise
         if fault is not None:
-            self._without_graphs(fault)
+            with _GPU.shared():
+                self._without_graphs(fault)
+
+    def _slot(self, size: int) -> _Slot:
+        return _Slot(self._ort, self._session, self._graph, size, next(self._graph_ids), self._memory)
 
     def _capture(self, slot: _Slot, probe: Pixels) -> str | None:
         """Captures a size; what is wrong with its replay, or ``None``."""
         other = 255 - probe  # a replay that reads from elsewhere than its buffers would not notice new images
         try:
-            expected = slot.run(self._session, other, captured=False)
-            slot.run(self._session, probe, captured=True)
-            found = slot.run(self._session, other, captured=True)
+            with _GPU.shared():
+                expected = slot.run(self._session, other, captured=False)
+            with _GPU.alone():
+                slot.run(self._session, probe, captured=True)
+            with _GPU.shared():
+                found = slot.run(self._session, other, captured=True)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -180,8 +205,10 @@ class CudaBackend:
         self._session = self._open()
         for size in sizes:
             with memory_errors(size):
-                slot = self._slots[size] = _Slot(self._ort, self._session, self._graph, size, self._memory)
-                slot.run(self._session, np.zeros((size, *self._graph.image_shape), np.uint8), captured=False)
+                self._slots[size] = self._slot(size)
+                self._slots[size].run(
+                    self._session, np.zeros((size, *self._graph.image_shape), np.uint8), captured=False
+                )
 
     def _run(self, pixels: Pixels) -> Vectors:
         n = len(pixels)
@@ -189,7 +216,7 @@ class CudaBackend:
             size = min((size for size in self._slots if size >= n), default=None)
             if size is None:
                 size = n
-                self._slots[n] = _Slot(self._ort, self._session, self._graph, n, self._memory)
+                self._slots[n] = self._slot(n)
             return self._slots[size].run(self._session, pixels, captured=size in self._captured)
 
     def _forget(self, size: int) -> None:
@@ -205,7 +232,7 @@ class CudaBackend:
 class _Slot:
     """The buffers of one batch size, bound to the session for good, since a CUDA graph remembers their addresses."""
 
-    def __init__(self, ort: Any, session: Any, graph: Graph, size: int, memory: str) -> None:
+    def __init__(self, ort: Any, session: Any, graph: Graph, size: int, graph_id: int, memory: str) -> None:
         new = ort.OrtValue.ortvalue_from_shape_and_type
         self.size = size
         self._host = np.zeros((size, *graph.image_shape), np.uint8)
@@ -216,7 +243,7 @@ class _Slot:
         self._binding.bind_ortvalue_output(OUTPUT, self._vectors)
         self._plain, self._replay = ort.RunOptions(), ort.RunOptions()
         self._plain.add_run_config_entry("gpu_graph_id", "-1")
-        self._replay.add_run_config_entry("gpu_graph_id", str(size))
+        self._replay.add_run_config_entry("gpu_graph_id", str(graph_id))
 
     def run(self, session: Any, pixels: Pixels, *, captured: bool) -> Vectors:
         """Rows (n, D) of n <= size images. The first run with ``captured`` captures, the next ones replay."""
@@ -224,6 +251,7 @@ class _Slot:
         if n < self.size:
             self._host[:n], self._host[n:] = pixels, 0
         self._images.update_inplace(self._host if n < self.size else np.ascontiguousarray(pixels))
+        self._binding.synchronize_inputs()  # a copy from ordinary memory may still be under way when it returns
         session.run_with_iobinding(self._binding, self._replay if captured else self._plain)
         return np.array(self._vectors.numpy()[:n])
 

@@ -106,8 +106,8 @@ class OpenVinoBackend:
         return {"least_cosine_to_onnxruntime_fp32": self._cosine, "bf16_times_as_fast_as_fp32": self._gain}
 
     def close(self) -> None:
-        with self._lock:
-            self._compiled = self._request = self._model = self._core = self._reference = None
+        # Without the lock, which a run that hangs would hold for ever; one that has begun has its request in hand.
+        self._compiled = self._request = self._model = self._core = self._reference = None
 
     def _compile(self, precision: str) -> Any:
         options = {

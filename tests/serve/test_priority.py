@@ -1,0 +1,46 @@
+"""Threads that compute give way; the others keep their priority."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from serve_helpers import write_model
+
+from clf_serve.deployment import Folders
+from clf_serve.priority import NICENESS, apart, give_way
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+
+
+def niceness(thread: int | None = None) -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id() if thread is None else thread)
+
+
+def test_only_the_thread_that_computes_gives_way() -> None:
+    before = niceness()
+    assert apart(niceness) == min(before + NICENESS, 19)
+    assert niceness() == before
+
+
+def test_a_thread_that_has_no_further_to_go_stays() -> None:
+    def twice() -> int:
+        for _ in range(5):
+            give_way()
+        return niceness()
+
+    assert apart(twice) == 19
+
+
+def test_the_threads_of_a_model_give_way(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    before = {int(path.name) for path in Path("/proc/self/task").iterdir()}
+    opened = Folders(folder, provider="cpu", threads=3).open()
+    try:
+        made = {int(path.name) for path in Path("/proc/self/task").iterdir()} - before
+        assert made and {niceness(thread) for thread in made} == {min(niceness() + NICENESS, 19)}
+    finally:
+        opened.close()
