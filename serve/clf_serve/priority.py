@@ -12,17 +12,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 NICENESS = 5
-"""Of threads that compute, above that of the process."""
+"""Of threads that compute, beyond that of the thread that answers."""
 
 
 def give_way() -> None:
-    """Lowers the priority of this thread and of those that it starts. Only Linux has a priority for each thread."""
+    """Lowers the priority of this thread and of those that it starts, once. Only Linux has one for each thread."""
     if sys.platform != "linux":
         return
-    thread = threading.get_native_id()
     with suppress(OSError):
-        now = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, max(now, min(now + NICENESS, 19)))
+        process = os.getpriority(os.PRIO_PROCESS, os.getpid())  # that of its first thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(process + NICENESS, 19))
 
 
 def apart(function: Callable[[], T]) -> T:
