@@ -119,7 +119,8 @@ def write_images(run: Path, folder: Path) -> list[Path]:
 
 def _check_packages() -> None:
     for package, extra in EXTRA_OF.items():
-        if extra and package not in ("multipart", "python_multipart") and find_spec(package) is None:
+        named = extra in ("train", "serve") and package not in ("multipart", "python_multipart")
+        if named and find_spec(package) is None:
             raise missing_extra(package, "all", "the quickstart")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from clf import quickstart
 from clf.errors import MissingExtraError
+from clf.extras import EXTRA_OF
 
 SMALL = (
     "data.name=shapes",
@@ -48,6 +49,20 @@ def test_a_second_one_has_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart-2").mkdir()
     assert quickstart._free_run(tmp_path).name == "quickstart-3"
+
+
+def test_packages_of_other_extras_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {name for name, extra in EXTRA_OF.items() if extra not in ("train", "serve")}
+    asked: list[str] = []
+
+    def found(name: str) -> object:
+        asked.append(name)
+        return None if name in others else object()
+
+    monkeypatch.setattr("clf.quickstart.find_spec", found)
+    quickstart._check_packages()
+    assert "openvino" in others
+    assert "torch" in asked and "faiss" in asked and not others & set(asked)
 
 
 def test_a_missing_package_is_noticed_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
