@@ -23,7 +23,6 @@ from clf import checkpoint, images, training
 from clf.config import Config, DataSection
 from clf.data import DataSource, canvases, load_source
 from clf.data.cache import FILES, KNOWN, RECORD, RECORDS, RESERVE, STORED, read_records, take_place
-from clf.data.locks import try_lock
 from clf.errors import DataError
 from clf.evaluate.features import encode
 from clf.evaluate.pixels import adapt, raw_pixels
@@ -447,16 +446,6 @@ def test_a_file_that_vanishes_before_it_is_read_is_skipped_but_not_remembered(
     assert load(root, cache).skipped == []
 
 
-def test_a_lock_excludes_all_others_and_a_shared_one_the_exclusive(tmp_path: Path) -> None:
-    first, shared = try_lock(tmp_path / "a"), [try_lock(tmp_path / "b", shared=True) for _ in range(2)]
-    assert first is not None and all(shared)
-    assert try_lock(tmp_path / "a") is None and try_lock(tmp_path / "a", shared=True) is None
-    assert try_lock(tmp_path / "b") is None
-    first.release()
-    del shared
-    assert try_lock(tmp_path / "a") is not None and try_lock(tmp_path / "b") is not None
-
-
 def test_a_training_on_the_cache_ends_with_the_same_weights(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     root, killed, log = photos(tmp_path, 40), tmp_path / "killed", tmp_path / "log"
     kill_after(*start_children(root, killed, [log]), log, files=10)
@@ -489,22 +478,3 @@ def test_evaluation_takes_tables_as_it_takes_tensors(tmp_path: Path) -> None:
     some = torch.tensor([5, 2])
     assert torch.equal(table.rows(some).clean[:], tensor.rows(some).clean)
     assert table.rows(some).names == tensor.rows(some).names == ["005.png", "002.png"]
-
-
-def test_a_table_is_converted_bit_by_bit() -> None:
-    pixels = torch.randint(0, 256, (1100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    asked: list[int] = []
-
-    class Read:
-        shape = tuple(pixels.shape)
-
-        def __len__(self) -> int:
-            return len(pixels)
-
-        def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
-            asked.append(len(pixels[rows]))
-            return pixels[rows]
-
-    for size, channels in [(8, 1), (5, 3), (5, 1)]:
-        assert torch.equal(adapt(Read(), size, channels)[:], adapt(pixels, size, channels)[:])
-    assert max(asked) <= 1024 and sum(asked) == 3 * 1100

@@ -115,6 +115,16 @@ class Server:
 
 
 PROGRAM = "import sys\nfrom clf.cli import main\nmain(sys.argv[1:])"
+SLOW = (
+    "import time\n"
+    "from clf_serve.engine import Engine\n"
+    "embed = Engine.embed\n"
+    "def slow(self, pixels):\n"
+    "    time.sleep(1.0)\n"
+    "    return embed(self, pixels)\n"
+    "Engine.embed = slow\n"
+) + PROGRAM
+"""A server whose model takes a second for each batch."""
 
 
 def service_of(engine: Engine, gallery: Gallery | None = None, limits: ServeLimits | None = None) -> Service:

@@ -215,9 +215,9 @@ def test_the_file_is_not_kept_in_memory_beside_the_weights(model: Path) -> None:
 def _reachable(root: object) -> list[object]:
     """Objects of ours and of onnxruntime's wrapper that hang on an engine."""
     seen: dict[int, object] = {}
-    todo = [root]
-    while todo:
-        found = todo.pop()
+    pending = [root]
+    while pending:
+        found = pending.pop()
         if id(found) in seen or type(found).__module__.partition(".")[0] not in (
             "clf_serve",
             "onnxruntime",
@@ -228,7 +228,7 @@ def _reachable(root: object) -> list[object]:
             continue
         seen[id(found)] = found
         if not isinstance(found, type):
-            todo += gc.get_referents(found)
+            pending += gc.get_referents(found)
     return list(seen.values())
 
 

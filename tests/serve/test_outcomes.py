@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import Running, free_port, retrain, running
-from serve_helpers import PROGRAM, encoded, picture, until, write_model, write_pictures
+from serve_helpers import PROGRAM, SLOW, encoded, picture, until, write_model, write_pictures
 
 from clf.manifest import MODEL_FILE
 from clf_serve.batcher import Batcher
@@ -27,15 +27,6 @@ from clf_serve.indexing import index_images
 from clf_serve.metrics import Metrics
 
 PHOTO = encoded(picture(1))
-SLOW = (
-    "import time\n"
-    "from clf_serve.engine import Engine\n"
-    "embed = Engine.embed\n"
-    "def slow(self, pixels):\n"
-    "    time.sleep(1.0)\n"
-    "    return embed(self, pixels)\n"
-    "Engine.embed = slow\n"
-) + PROGRAM
 
 
 @pytest.fixture

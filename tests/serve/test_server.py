@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import trustme
 from PIL import Image
-from serve_helpers import PROGRAM, Server, encoded, picture, until, write_model
+from serve_helpers import PROGRAM, SLOW, Server, encoded, picture, until, write_model
 
 from clf_serve.engine import Engine
 
@@ -160,16 +160,7 @@ def test_a_taken_port_is_known_before_the_model_is_loaded(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_requests_finish(serve: Start, model: Path, number: signal.Signals) -> None:
-    program = (  # a slow model
-        "import time\n"
-        "from clf_serve.engine import Engine\n"
-        "embed = Engine.embed\n"
-        "def slow(self, pixels):\n"
-        "    time.sleep(1.0)\n"
-        "    return embed(self, pixels)\n"
-        "Engine.embed = slow\n"
-    ) + PROGRAM
-    server = serve(model, "--no-ui", program=program)
+    server = serve(model, "--no-ui", program=SLOW)
     with client_of(server) as client, ThreadPoolExecutor(1) as pool:
         reply = pool.submit(post, client, "raw", [encoded(picture(1))])
         until(lambda: "clf_images_inside 1.0" in client.get("/metrics").text)
