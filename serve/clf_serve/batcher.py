@@ -139,10 +139,6 @@ class Batcher:
         self._check_open()
         self._admission.check(n, self._clock(), deadline)
 
-    def seconds_of_work(self) -> int:
-        """How long it would take to work off what is inside, at least one second."""
-        return max(1, math.ceil(self._admission.expected(0, self._clock())))
-
     async def embed(self, pixels: Sequence[Pixels], deadline: float = math.inf) -> tuple[Vectors, list[Job]]:
         """Vectors (n, D) of n images (S, S, 3), and their jobs for the times they took. Cancel it to withdraw them.
 

@@ -113,10 +113,6 @@ class Service:
         if refusal is not None:
             raise refusal
 
-    def seconds_of_work(self) -> int:
-        """How long it would take to work off what is inside, at least one second."""
-        return max(deployment.batcher.seconds_of_work() for deployment in self.models.values())
-
     @property
     def alive(self) -> bool:
         """Whether the process is worth keeping."""

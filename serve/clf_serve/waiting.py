@@ -52,10 +52,6 @@ class Waiting:
         for asker in self._askers:
             yield from asker.jobs
 
-    @property
-    def askers(self) -> int:
-        return len(self._askers)
-
     def add(self, asker: Asker) -> None:
         """A request with all its images."""
         if asker.jobs:
