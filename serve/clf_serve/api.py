@@ -24,7 +24,7 @@ from clf_serve.inputs import Options, SearchRequest, parse_embeddings, parse_sea
 from clf_serve.problems import Problem
 from clf_serve.replies import USAGE, JsonReply, accepted, check_dimensions, embeddings_reply, matches, shortened
 from clf_serve.service import Service
-from clf_serve.store import Hit
+from clf_serve.gallery.store import Hit
 
 __all__ = ["ClientGoneError", "hit_json", "model_json", "routes", "thumbnail_url"]
 

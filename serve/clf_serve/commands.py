@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from clf_serve.engine import Engine, Skipped
     from clf_serve.gallery import Gallery
-    from clf_serve.store import Hit
+    from clf_serve.gallery.store import Hit
 
 
 class Provider(StrEnum):
@@ -341,7 +341,7 @@ def _print_table(hits: Sequence[Hit]) -> None:
 def _write_page(path: Path, image: Path, gallery: Gallery, hits: Sequence[Hit]) -> None:
     from clf import images
     from clf_serve.indexing import thumbnail
-    from clf_serve.page import result_page
+    from clf_serve.report import result_page
 
     pictures = []
     for hit in hits:

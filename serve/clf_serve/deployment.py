@@ -22,7 +22,7 @@ from clf_serve.metrics import Metrics
 from clf_serve.priority import apart
 from clf_serve.problems import Problem, too_late
 from clf_serve.runtime import Provider, usable_cores
-from clf_serve.store import Hit
+from clf_serve.gallery.store import Hit
 from clf_serve.worker import Worker
 
 _log = logging.getLogger(__name__)

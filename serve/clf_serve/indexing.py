@@ -19,7 +19,7 @@ from clf.errors import DataError, ImageError
 from clf.manifest import sha256_file
 from clf_serve.engine import Engine, Pixels, Skipped, Vectors
 from clf_serve.gallery import Gallery, Known
-from clf_serve.store import Entry
+from clf_serve.gallery.store import Entry
 
 THUMBNAIL = 256
 """Longest side of a thumbnail in pixels."""

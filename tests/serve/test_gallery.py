@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clf.errors import GalleryError
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.store import Entry, Store
+from clf_serve.gallery.store import Entry, Store
 
 DIM = 6
 MODEL = Identity("m", "ab" * 32, DIM)
@@ -332,7 +332,7 @@ def test_a_locked_gallery_is_not_called_missing(tmp_path: Path, monkeypatch: pyt
 def test_a_gallery_in_a_folder_nobody_may_write_to_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
         writer.upsert(entries(0, 3))
-    monkeypatch.setattr("clf_serve.database.os.access", lambda path, mode: False)
+    monkeypatch.setattr("clf_serve.gallery.database.os.access", lambda path, mode: False)
 
     with Gallery(tmp_path / "g") as reader:
         assert len(reader.search(entries(0, 1)[0].vector, 10)) == 3

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from clf.errors import GalleryError
 from clf.manifest import Manifest
-from clf_serve.database import Database
-from clf_serve.store import Entry, Hit
+from clf_serve.gallery.database import Database
+from clf_serve.gallery.store import Entry, Hit
 from clf_serve.vectors import Stamp, VectorIndex
 
 _ROWS = 10_000  # vectors read at a time while catching up
@@ -57,7 +57,7 @@ class Thumbnail(NamedTuple):
 
 
 class Gallery:
-    """Implements :class:`clf_serve.store.Store`. Thread-safe; one process writes, any number read.
+    """Implements :class:`clf_serve.gallery.store.Store`. Thread-safe; one process writes, any number read.
 
     A reader sees what a writer in another process committed at its next search.
     """

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from clf_serve.store import Hit
+from clf_serve.gallery.store import Hit
 from clf_serve.style import PALETTE, VIEWPORT
 
 _CSS = """

@@ -24,7 +24,7 @@ from clf_serve.call import Call
 from clf_serve.deployment import Deployment
 from clf_serve.problems import Problem
 from clf_serve.service import Service
-from clf_serve.store import Hit
+from clf_serve.gallery.store import Hit
 from clf_serve.style import PALETTE
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _COUNTS = (12, 24, 48, 96)
 
 def mount(app: FastAPI, service: Service) -> None:
     """Adds the page at ``/``; routes that were added before win."""
-    css = PALETTE + (Path(__file__).parent / "ui.css").read_text(encoding="utf-8")
+    css = PALETTE + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     look = {"theme": _theme(), "css": css}
     mounting = _accepted(gradio.mount_gradio_app, {**look, "footer_links": [], "run_history": False, "ssr_mode": False})
     at_blocks = {name: value for name, value in look.items() if name not in mounting}  # before Gradio 6

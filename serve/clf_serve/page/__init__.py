@@ -1,0 +1,1 @@
+"""The web page, made with Gradio and mounted in the server."""
