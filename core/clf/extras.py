@@ -24,6 +24,9 @@ EXTRA_OF = {
     "uvicorn": "serve",
     "opentelemetry": "otel",
     "openvino": "openvino",
+    "pyarrow": "parquet",
+    "umap": "map",
+    "watchfiles": "serve",
 }
 """Import name -> extra of clf-vision."""
 

@@ -180,10 +180,31 @@ def test_commands_come_by_entry_point(run_cli: Cli, install: Install) -> None:
     assert run_cli("greet").code == 2
 
 
+def test_a_group_of_commands_comes_by_one_entry_point(run_cli: Cli, install: Install) -> None:
+    source = (
+        "import typer\n"
+        "greet = typer.Typer(no_args_is_help=True, help='Say things.')\n"
+        "@greet.command()\n"
+        "def hello(name: str) -> None:\n"
+        '    """Say hello."""\n'
+        "    print('hello', name)\n"
+        "@greet.command('good-bye')\n"
+        "def bye(name: str) -> None:\n"
+        "    print('bye', name)\n"
+    )
+    install("clf-more", commands={"greet": "clf_more:greet"}, modules={"clf_more": source})
+    assert "Say things." in run_cli("--help").out
+    assert "Say hello." in run_cli("greet", "--help").out and "good-bye" in run_cli("greet", "--help").out
+    assert run_cli("greet", "hello", "you").out == "hello you\n"
+    assert run_cli("greet", "good-bye", "you").out == "bye you\n"
+    assert run_cli("greet", "hello").code == 2
+
+
 @pytest.mark.parametrize(
     ("value", "source", "reason"),
     [
         ("clf_more:greet", "raise SystemExit(0)", "SystemExit: 0"),
+        ("clf_more:greet", "import typer\ngreet = typer.Typer()\n@greet.command()\ndef f(x: 'no'): pass", "signature"),
         ("clf_more:greet", "x = 1", "has no attribute 'greet'"),
         ("clf_more:greet", "greet = 3", "is a int, not a function"),
         ("clf_gone:greet", "", "No module named 'clf_gone'"),

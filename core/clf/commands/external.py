@@ -1,4 +1,5 @@
-"""Commands of other packages, by the entry-point group ``clf.commands``: name -> a function with typer annotations.
+"""Commands of other packages, by the entry-point group ``clf.commands``: name -> a function with typer annotations, or
+a ``typer.Typer`` whose commands become ``clf NAME COMMAND``.
 
 The server's commands come this way, so that the engine never imports the server. A command that cannot be loaded is
 still listed, with the reason, and hurts no other.
@@ -35,8 +36,7 @@ def command(name: str, markup: Markup) -> Any | None:
         return None
     try:
         offer = _only(claims)
-        function = _load(offer)
-        return _to_command(name, function, markup)
+        return _to_command(name, _load(offer), markup)
     except ClfError as error:
         return _unavailable(name, error, markup)
 
@@ -54,13 +54,13 @@ def _only(claims: list[Offer]) -> Offer:
     return claims[0]
 
 
-def _load(offer: Offer) -> Callable[..., Any]:
+def _load(offer: Offer) -> Callable[..., Any] | typer.Typer:
     where = f"command {offer.name!r} of {offer.distribution}"
     if offer.problem:
         raise PluginError(f"{where} cannot be read: {offer.problem}. Reinstall it.")
     try:
         with redirect_stdout(sys.stderr):
-            function = offer.load()
+            found = offer.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -68,16 +68,19 @@ def _load(offer: Offer) -> Callable[..., Any]:
             raise missing from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PluginError(f"{where} cannot be loaded: {reason}. Reinstall {offer.distribution}.") from error
-    if not callable(function):
-        raise PluginError(f"{where} is a {type(function).__name__}, not a function. Tell the authors.")
-    return function
+    if not callable(found):
+        raise PluginError(f"{where} is a {type(found).__name__}, not a function. Tell the authors.")
+    return found
 
 
-def _to_command(name: str, function: Callable[..., Any], markup: Markup) -> Any:
-    single = typer.Typer(add_completion=False, rich_markup_mode=markup, pretty_exceptions_enable=False)
-    single.command(name)(function)
+def _to_command(name: str, found: Callable[..., Any] | typer.Typer, markup: Markup) -> Any:
+    parent = typer.Typer(add_completion=False, rich_markup_mode=markup, pretty_exceptions_enable=False)
     try:
-        return typer.main.get_command(single)
+        if isinstance(found, typer.Typer):
+            parent.add_typer(found, name=name)
+            return typer.main.get_group(parent).commands[name]
+        parent.command(name)(found)
+        return typer.main.get_command(parent)
     except Exception as error:
         raise PluginError(f"command {name!r} has a signature that typer does not accept: {error}") from error
 
