@@ -1,39 +1,17 @@
-"""The gallery against brute force, against a second process, and against damage."""
+"""What goes into a gallery, what comes out, and what is found."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from gallery_helpers import DIM, MODEL, entries, unit
 from numpy.typing import NDArray
 
-from clf.errors import GalleryError
-from clf_serve.gallery import Gallery, Identity
-from clf_serve.gallery.store import Entry, Store
-
-DIM = 6
-MODEL = Identity("m", "ab" * 32, DIM)
-
-
-def unit(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
-    vectors = rng.normal(size=(n, DIM))
-    rows: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return rows
-
-
-def entries(first: int, n: int, seed: int = 0) -> list[Entry]:
-    return [
-        Entry(f"k{i}", f"{i}.jpg", vector, b"jpeg%d" % i)
-        for i, vector in enumerate(unit(np.random.default_rng(seed), n), first)
-    ]
+from clf_serve.gallery import Entry, EntryError, Gallery, Item, Moved, Store, Where, facts, matching
 
 
 @pytest.fixture
@@ -48,26 +26,40 @@ def test_it_is_a_store(empty: Gallery) -> None:
     ids = store.upsert(entries(0, 3))
 
     assert store.search(entries(0, 3)[1].vector, 1)[0].id == ids[1]
-    assert store.delete([ids[1], 999]) == 1
+    assert store.delete([ids[1], 999, 2**70]) == 1
     assert ids[1] not in [hit.id for hit in store.search(entries(0, 3)[1].vector, 3)]
 
 
 def test_an_empty_gallery_has_no_neighbours(empty: Gallery) -> None:
-    assert empty.search(unit(np.random.default_rng(0), 1)[0], 5) == []
-    assert len(empty) == 0
+    query = unit(np.random.default_rng(0), 1)[0]
+
+    assert empty.search(query, 5) == empty.within(query, -1) == empty.page() == empty.sample(3) == []
+    assert empty.search(query, 5, where=Where.parse({}), offset=3) == []
+    assert len(empty) == empty.count() == len(empty.ids()) == len(list(empty.batches())) == 0
+    assert empty.upsert([]) == [] and empty.delete([]) == empty.relocate([]) == empty.set_metadata({}) == 0
+    assert empty.fields()["@folder"].entries == 0
+    assert empty.facts().images == 0 and empty.facts().index.vectors == 0
+    assert empty.generation == 0
 
 
 def test_what_goes_in_comes_back(empty: Gallery) -> None:
     vector = unit(np.random.default_rng(0), 1)[0]
-    (id_,) = empty.upsert([Entry("k", "a/b.jpg", vector, b"thumb", 5, 6, "ff", 7, 8, {"colour": "ä"})])
+    (id_,) = empty.upsert([Entry("k", "a/b.jpg", vector, b"thumb", 5, 6, "ff", 7, 8, {"colour": "ä"}, "a")])
 
     (hit,) = empty.search(vector, 10)
 
     assert (hit.id, hit.uri, hit.metadata, hit.sha256) == (id_, "a/b.jpg", {"colour": "ä"}, "ff")
+    assert (hit.folder, hit.width, hit.height) == ("a", 7, 8)
     assert hit.score == pytest.approx(1, abs=1e-6)
     assert empty.thumbnail(id_) == (b"thumb", "ff")
     np.testing.assert_array_equal(empty.vector(id_), vector)
-    assert empty.vector(id_ + 1) is None and empty.thumbnail(id_ + 1) is None and empty.get(id_ + 1) is None
+    np.testing.assert_array_equal(empty.vectors([id_, id_]), [vector, vector])
+    assert empty.get(id_) == empty.find("k") == Item(id_, "k", "a/b.jpg", {"colour": "ä"}, "ff", 7, 8, 5, 6, "a")
+    assert empty.listing() == {"k": (id_, 5, 6, "ff")}
+    for unknown in (id_ + 1, 0, -1, 2**63, 2**70):
+        assert empty.vector(unknown) is None and empty.thumbnail(unknown) is None and empty.get(unknown) is None
+    with pytest.raises(KeyError):
+        empty.vectors([id_, id_ + 1])
 
 
 def test_an_entry_of_the_same_key_is_replaced_and_keeps_its_id(empty: Gallery) -> None:
@@ -78,262 +70,222 @@ def test_an_entry_of_the_same_key_is_replaced_and_keeps_its_id(empty: Gallery) -
     assert [(hit.uri, round(hit.score, 5)) for hit in empty.search(second, 5)] == [("new", 1.0)]
 
 
+def test_the_last_of_one_key_counts_and_ids_are_never_given_out_again(empty: Gallery) -> None:
+    first, second = unit(np.random.default_rng(0), 2)
+    one, other = empty.upsert([Entry("k", "old", first), Entry("k", "new", second)])
+    assert one == other and [item.uri for item in empty.page()] == ["new"]
+
+    empty.delete([one])
+    assert empty.upsert([Entry("k", "again", first)]) > [one]
+
+
 @pytest.mark.parametrize("vector", [np.zeros(DIM), np.full(DIM, np.nan), np.ones(DIM), np.eye(DIM + 1)[0]])
 def test_vectors_that_are_not_unit_vectors_never_get_in(empty: Gallery, vector: NDArray[np.float64]) -> None:
     with pytest.raises(ValueError, match="unit length"):
         empty.upsert([*entries(0, 2), Entry("bad", "bad", vector.astype(np.float32))])
     with pytest.raises(ValueError, match="unit length"):
         empty.search(vector.astype(np.float32), 1)
+    with pytest.raises(ValueError, match="unit length"):
+        empty.within(vector.astype(np.float32), 0.5)
     assert len(empty) == 0  # all or none
 
 
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("upsert"), st.lists(st.integers(0, 15), min_size=1, max_size=6), st.integers(0, 2**31)),
-        st.tuples(st.just("delete"), st.lists(st.integers(0, 15), max_size=4), st.just(0)),
-        st.tuples(st.just("search"), st.lists(st.integers(1, 20), min_size=1, max_size=1), st.integers(0, 2**31)),
-        st.tuples(st.just("save"), st.just([]), st.just(0)),
-        st.tuples(st.just("reopen"), st.just([]), st.just(0)),
-    ),
-    max_size=25,
+def test_a_vector_a_little_off_unit_length_is_put_right(empty: Gallery) -> None:
+    (id_,) = empty.upsert([Entry("k", "k", np.float32(1.0005) * np.eye(DIM, dtype=np.float32)[0])])
+
+    assert empty.vector(id_) == pytest.approx(np.eye(DIM)[0], abs=1e-7)
+
+
+DEEP: Any = "x"
+for _ in range(20):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"key": ""}, "needs a key"),
+        ({"key": "a\0b"}, "key: the text holds a NUL"),
+        ({"uri": "\ud800"}, "uri: .* is no valid Unicode"),
+        ({"folder": "x" * 9000}, "folder: 9000 characters, more than the 8192"),
+        ({"size": 2**63}, "size: 9223372036854775808 does not fit into 64 bits"),
+        ({"metadata": {"a": {"b": [1, float("nan")]}}}, r"u: metadata.a.b\[1\]: nan is no number of JSON"),
+        ({"metadata": {"a": 2**64}}, "metadata.a: the number does not fit into 64 bits; write it as text"),
+        ({"metadata": {"a": "\0"}}, "metadata.a: the text holds a NUL"),
+        ({"metadata": {"a": {1: 2}}}, "metadata.a: a name must be text, not 1"),
+        ({"metadata": {"a": object()}}, "metadata.a: object is not of JSON"),
+        ({"metadata": {"a": DEEP}}, "deeper than 16"),
+        ({"metadata": {"a": "ä" * 200_000}}, "400008 bytes of JSON, more than the 262144"),
+        ({"metadata": [1]}, "metadata must be an object of names and values, not list"),
+    ],
 )
+def test_what_cannot_be_kept_is_refused_at_its_place(empty: Gallery, fields: dict[str, Any], words: str) -> None:
+    bad = Entry(**{"key": "k", "uri": "u", "vector": np.eye(DIM, dtype=np.float32)[0], **fields})
+
+    with pytest.raises(EntryError, match=words) as caught:
+        empty.upsert([*entries(0, 2), bad])
+    assert len(empty) == 0 and len(str(caught.value)) < 500
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(operations)
-def test_any_history_ends_as_brute_force_says(history: list[tuple[str, list[int], int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "g"
-        writer = Gallery.open_or_create(path, MODEL, path)
-        reader = Gallery(path)  # sees every commit at its next search
-        truth: dict[str, tuple[int, NDArray[np.float32]]] = {}
-        for name, numbers, seed in history:
-            if name == "upsert":
-                vectors = unit(np.random.default_rng(seed), len(numbers))
-                batch = [Entry(f"k{n}", f"k{n}", v) for n, v in zip(numbers, vectors, strict=True)]
-                for entry, id_ in zip(batch, writer.upsert(batch), strict=True):
-                    assert truth.get(entry.key, (id_,))[0] == id_
-                    truth[entry.key] = (id_, entry.vector)
-            elif name == "delete":
-                gone = {f"k{n}" for n in numbers} & truth.keys()
-                assert writer.delete([truth.pop(key)[0] for key in sorted(gone)]) == len(gone)
-            elif name == "search":
-                query = unit(np.random.default_rng(seed), 1)[0]
-                for gallery in (writer, reader):
-                    hits = gallery.search(query, numbers[0])
-                    scores = {key: float(vector @ query) for key, (_, vector) in truth.items()}
-                    best = sorted(scores, key=lambda key: -scores[key])[: numbers[0]]
-                    assert [hit.uri for hit in hits] == best
-                    assert [hit.id for hit in hits] == [truth[key][0] for key in best]
-                    np.testing.assert_allclose([hit.score for hit in hits], [scores[key] for key in best], atol=1e-6)
-            elif name == "save":
-                writer.save_index()
-            else:
-                writer.close()
-                reader.close()
-                writer, reader = Gallery(path, MODEL, write=True), Gallery(path)
-            assert len(writer) == len(truth)
-        writer.close()
-        reader.close()
+def test_equal_scores_are_in_order_of_their_ids_on_every_page(empty: Gallery) -> None:
+    east, north = np.eye(DIM, dtype=np.float32)[:2]
+    empty.upsert([Entry(f"k{i}", str(i), east if i % 3 else north) for i in range(90)])
+
+    whole = empty.search(east, 90)
+    pages = [hit for start in range(0, 90, 7) for hit in empty.search(east, 7, offset=start)]
+
+    assert pages == whole
+    assert [hit.id for hit in whole[:60]] == sorted(hit.id for hit in whole[:60])
+    assert [hit.score for hit in whole] == [1.0] * 60 + [0.0] * 30
+    assert empty.search(east, 5, offset=90) == []
 
 
-def test_a_saved_index_is_used_and_caught_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = entries(0, 50)
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        ids = writer.upsert(batch[:40])
-        writer.save_index()
-        writer.upsert(batch[40:])
-        writer.delete(ids[:5])
-    with Gallery(tmp_path / "g") as reader:
-        decoded: list[int] = []
-        decode = reader._decode
-        monkeypatch.setattr(reader, "_decode", lambda blobs: decoded.append(len(blobs)) or decode(blobs))
+def test_ids_can_be_left_out_few_or_many(empty: Gallery) -> None:
+    ids = empty.upsert(entries(0, 200))
+    query = entries(0, 1)[0].vector
+    whole = [hit.id for hit in empty.search(query, 200)]
 
-        hits = reader.search(batch[45].vector, 100)
-
-        assert len(hits) == 45 and hits[0].uri == "45.jpg"
-        assert decoded == [10]  # only what came after the saved index
-        assert reader.cache_note is None
+    for n in (1, 3, 63, 64, 65, 150, 200):
+        assert [hit.id for hit in empty.search(query, 10, but=whole[:n])] == whole[n : n + 10]
+        where = Where.parse({"@id": {"$lte": ids[99]}})
+        rest = [id_ for id_ in whole[n:] if id_ <= ids[99]]
+        assert [hit.id for hit in empty.search(query, 10, where=where, but=whole[:n])] == rest[:10]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "foreign", "missing"])
-def test_a_bad_cache_is_rebuilt_from_the_database(tmp_path: Path, damage: str) -> None:
-    batch = entries(0, 30)
-    for name in ("g", "other"):
-        with Gallery.open_or_create(tmp_path / name, MODEL, tmp_path) as writer:
-            writer.upsert(batch if name == "g" else entries(0, 30, seed=1))
-            writer.save_index()
-    cache = tmp_path / "g" / "index.faiss"
-    data = bytearray(cache.read_bytes())
-    if damage == "truncated":
-        cache.write_bytes(data[: len(data) // 2])
-    elif damage == "flipped":
-        data[len(data) // 3] ^= 0xFF
-        cache.write_bytes(data)
-    elif damage == "emptied":
-        cache.write_bytes(b"")
-    elif damage == "foreign":
-        shutil.copy(tmp_path / "other" / "index.faiss", cache)
-    else:
-        cache.unlink()
+def test_a_range_search_finds_all_down_to_the_threshold(empty: Gallery) -> None:
+    empty.upsert(entries(0, 300))
+    query = entries(0, 1)[0].vector
+    whole = empty.search(query, 300)
 
-    with Gallery(tmp_path / "g") as reader:
-        assert [reader.search(entry.vector, 1)[0].uri for entry in batch] == [entry.uri for entry in batch]
-        assert (reader.cache_note is None) == (damage == "missing")
+    for position in (0, 1, 50, 299):
+        assert empty.within(query, whole[position].score) == whole[: position + 1]  # the threshold itself is in
+        assert empty.within(query, np.nextafter(whole[position].score, 2)) == whole[:position]
+    assert empty.within(query, -1, limit=7) == whole[:7]
+    assert empty.within(query, 0.5, but=[whole[0].id])[0] == whole[1]
+    with pytest.raises(ValueError, match="NaN"):
+        empty.within(query, float("nan"))
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        empty.within(query, 0, limit=0)
 
 
-def test_a_cache_newer_than_a_restored_database_is_not_believed(tmp_path: Path) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert(entries(0, 5))
-    shutil.copytree(tmp_path / "g", tmp_path / "backup")
-    with Gallery(tmp_path / "g", write=True) as writer:
-        writer.upsert(entries(5, 5, seed=2))
-        writer.save_index()
-    shutil.copy(tmp_path / "backup" / "gallery.sqlite", tmp_path / "g" / "gallery.sqlite")
-
-    with Gallery(tmp_path / "g") as reader:
-        assert len(reader.search(entries(0, 5)[0].vector, 100)) == 5
-        assert reader.cache_note is not None and "newer" in reader.cache_note
+def test_a_search_for_nothing_is_refused(empty: Gallery) -> None:
+    query = entries(0, 1)[0].vector
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        empty.search(query, 0)
+    with pytest.raises(ValueError, match="offset must be at least 0"):
+        empty.search(query, 1, offset=-1)
 
 
-def test_the_index_file_is_never_seen_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert(entries(0, 5))
-        writer.save_index()
-        before = (tmp_path / "g" / "index.faiss").read_bytes()
-        writer.upsert(entries(5, 5, seed=1))
+def test_a_moved_file_keeps_id_vector_thumbnail_and_metadata(empty: Gallery) -> None:
+    (id_,) = empty.upsert([Entry("old", "old.jpg", np.eye(DIM, dtype=np.float32)[0], b"t", 1, 2, "ff", 3, 4, {"a": 1})])
 
-        def fail(_: int) -> None:
-            raise OSError("disk full")
+    assert empty.relocate([Moved(id_, "new", "new.jpg", 5, 6, "b"), Moved(99, "x", "x", 0, 0)]) == 1
 
-        monkeypatch.setattr(os, "fsync", fail)
-        writer.save_index()
-        assert writer.cache_note is not None and "could not be saved (disk full)" in writer.cache_note
-        assert len(writer.search(entries(0, 1)[0].vector, 100)) == 10
-
-    assert (tmp_path / "g" / "index.faiss").read_bytes() == before
-    assert not list((tmp_path / "g").glob("*.tmp"))
+    assert empty.get(id_) == Item(id_, "new", "new.jpg", {"a": 1}, "ff", 3, 4, 5, 6, "b")
+    assert empty.find("old") is None and empty.thumbnail(id_) == (b"t", "ff")
+    assert empty.count(Where.parse({"a": 1, "@folder": "b"})) == 1
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "page", "vector", "meta"])
-def test_a_damaged_database_is_refused_with_a_remedy(tmp_path: Path, damage: str) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert([Entry(e.key, e.uri, e.vector, bytes(3000)) for e in entries(0, 200)])
-    path = tmp_path / "g" / "gallery.sqlite"
-    data = bytearray(path.read_bytes())
-    if damage == "garbage":
-        path.write_bytes(b"nothing like a database" * 500)
-    elif damage == "truncated":
-        path.write_bytes(data[: len(data) // 3])
-    elif damage == "page":
-        page = int.from_bytes(data[16:18], "big")
-        for start in range(page, len(data), page):
-            data[start : start + 64] = bytes(64)
-        path.write_bytes(data)
-    else:
-        connection = sqlite3.connect(path)
-        statement = "UPDATE images SET vector = zeroblob(24) WHERE id = 7"
-        connection.execute(statement if damage == "vector" else "DELETE FROM meta WHERE key = 'dim'")
-        connection.commit()
-        connection.close()
+def test_files_may_change_places_and_push_another_out(empty: Gallery) -> None:
+    one, two, three = empty.upsert(entries(0, 3))
+    query = entries(0, 3)[2].vector
+    assert empty.search(query, 1)[0].id == three
 
-    with (
-        pytest.raises(GalleryError, match=r"damaged .*clf index"),
-        Gallery(tmp_path / "g") as reader,
-    ):
-        reader.search(entries(0, 1)[0].vector, 3)
+    assert empty.relocate([Moved(one, "k1", "b", 0, 0), Moved(two, "k2", "c", 0, 0)]) == 2
+
+    assert {key: known.id for key, known in empty.listing().items()} == {"k1": one, "k2": two}
+    assert empty.get(three) is None and empty.thumbnail(three) is None
+    assert {hit.id for hit in empty.search(query, 5)} == {one, two}
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path).close()
-    connection = sqlite3.connect(tmp_path / "g" / "gallery.sqlite")
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
-
-    with pytest.raises(GalleryError, match="format 2, this clf reads format 1"):
-        Gallery(tmp_path / "g")
+def test_two_files_cannot_move_to_one_place(empty: Gallery) -> None:
+    one, two, _ = empty.upsert(entries(0, 3))
+    for moves in ([Moved(one, "x", "x", 0, 0), Moved(two, "x", "x", 0, 0)], [Moved(one, "x", "x", 0, 0)] * 2):
+        with pytest.raises(EntryError, match="the same id, or go to the same key"):
+            empty.relocate(moves)
+    assert set(empty.listing()) == {"k0", "k1", "k2"}
 
 
-def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
-    Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path).close()
+def test_metadata_is_merged_replaced_and_emptied(empty: Gallery) -> None:
+    one, two = empty.upsert(entries(0, 2, metadata={"a": {"b": 1, "c": 2}, "d": 3}))
 
-    with pytest.raises(GalleryError, match=r"was made with model m \(abababababab, 6 dimensions\), not with n"):
-        Gallery(tmp_path / "g", Identity("n", "cd" * 32, DIM))
-
-
-def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"mine")
-
-    with pytest.raises(GalleryError, match="is not a gallery; make one"):
-        Gallery(tmp_path / "photos")
-    with pytest.raises(GalleryError, match="name a new folder"):
-        Gallery.open_or_create(tmp_path / "photos", MODEL, tmp_path)
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    assert empty.set_metadata({one: {"a": {"b": None, "e": [4]}, "d": None}, 99: {}}) == 1
+    assert empty.get(one).metadata == {"a": {"c": 2, "e": [4]}}  # type: ignore[union-attr]
+    assert empty.set_metadata({one: {"x": 1}, two: {"y": 2}}, merge=False) == 2
+    assert [item.metadata for item in empty.page()] == [{"x": 1}, {"y": 2}]
+    assert empty.set_metadata({one: None}) == 1
+    assert [item.metadata for item in empty.page()] == [{}, {"y": 2}]
+    assert empty.count(Where.parse({"d": {"$exists": True}})) == 0
+    with pytest.raises(EntryError, match=r"metadata\.z"):
+        empty.set_metadata({two: {"y": 5}, one: {"z": float("inf")}})
+    assert empty.count(Where.parse({"y": 2})) == 1  # all or none
 
 
-def test_a_foreign_database_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "g").mkdir()
-    connection = sqlite3.connect(tmp_path / "g" / "gallery.sqlite")
-    connection.execute("CREATE TABLE mine (x)")
-    connection.commit()
-    connection.close()
+def test_listing_by_pages_and_samples(empty: Gallery) -> None:
+    ids = empty.upsert(entries(0, 50))
+    empty.delete(ids[10:20])
+    left = ids[:10] + ids[20:]
 
-    with pytest.raises(GalleryError, match="not a gallery of clf"):
-        Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path)
-
-
-def test_a_second_writer_is_told_and_readers_are_not_blocked(tmp_path: Path) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert(entries(0, 3))
-        with pytest.raises(GalleryError, match="another process is writing to the gallery"):
-            Gallery(tmp_path / "g", write=True)
-        with writer._db.writing() as (connection, _):  # in the middle of a transaction
-            connection.execute("DELETE FROM images")
-            with Gallery(tmp_path / "g") as reader:
-                assert len(reader) == 3
-                assert len(reader.search(entries(0, 1)[0].vector, 10)) == 3
-    Gallery(tmp_path / "g", write=True).close()  # free again
+    assert [item.id for item in empty.page(after=ids[8], limit=3)] == [ids[9], ids[20], ids[21]]
+    where = Where.parse({"@id": {"$gte": ids[5]}})
+    assert [item.id for item in empty.page(after=ids[8], limit=3, where=where)] == [ids[9], ids[20], ids[21]]
+    assert empty.ids().tolist() == left
+    assert [item.id for item in empty.sample(4)] == left[::10]
+    assert len(empty.sample(100)) == 40 and empty.sample(0) == empty.sample(-1) == []
+    assert empty.page(limit=0) == empty.page(limit=-1) == empty.page(after=2**70) == []
+    assert len(empty.page(after=-(2**70), limit=2**70)) == 40
+    assert empty.find("\ud800") is None and empty.find("a\0") is None
+    assert [item.id for item in empty.items([left[3], 999, left[1]])] == [left[3], left[1]]
+    parts = list(empty.batches(7))
+    assert np.concatenate([part for part, _ in parts]).tolist() == left
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), empty.vectors(left))
 
 
-def test_only_a_writer_is_called_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("unable to open database file")
+def test_fields_say_what_the_metadata_holds(empty: Gallery) -> None:
+    empty.upsert(
+        entries(0, 3, metadata={"label": "cat", "year": 2020, "tags": ["a", "b"], "ok": True}, folder="x")
+        + entries(3, 1, metadata={"label": "dog", "year": "unknown", "tags": ["a"], "camera": {"iso": 1.5}})
+    )
 
-    monkeypatch.setattr(sqlite3, "connect", refuse)
-    with pytest.raises(GalleryError) as caught:
-        Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path)
-    assert "another process" not in str(caught.value)
-    assert f"{tmp_path / 'g'} cannot be written: unable to open database file" in str(caught.value)
+    fields = empty.fields()
 
-
-def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert(entries(0, 3))
-        pages = writer._db._connection.execute("PRAGMA page_count").fetchone()[0]
-        writer._db._connection.execute(f"PRAGMA max_page_count = {pages}")
-        big = [Entry(e.key, e.uri, e.vector, bytes(30_000)) for e in entries(3, 3)]
-        with pytest.raises(GalleryError, match="disk is full; make room and run this again, earlier entries are kept"):
-            writer.upsert(big)
-        assert len(writer) == 3
-    with Gallery(tmp_path / "g") as reader:
-        assert len(reader.search(entries(0, 1)[0].vector, 100)) == 3
+    assert list(fields) == ["@folder", "camera.iso", "label", "ok", "tags", "year"]
+    assert (fields["@folder"].values, fields["@folder"].distinct) == ((("x", 3), ("", 1)), 2)
+    label, tags, year = fields["label"], fields["tags"], fields["year"]
+    assert (label.type, label.entries, label.values, label.distinct) == ("text", 4, (("cat", 3), ("dog", 1)), 2)
+    assert (tags.type, tags.entries, tags.values) == ("list", 4, (("a", 4), ("b", 3)))
+    assert (year.type, year.values) == ("mixed", ((2020, 3), ("unknown", 1)))
+    assert fields["ok"].type == "bool" and fields["ok"].values == ((True, 3),)
+    assert fields["camera.iso"].type == "number" and not any(field.sampled for field in fields.values())
+    empty.set_metadata({empty.ids()[0]: {"new": 1}})
+    assert "new" in empty.fields()
 
 
-def test_a_locked_gallery_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, **_: object) -> os.stat_result:
-        raise PermissionError(13, "Permission denied", str(path))
+def test_of_a_large_gallery_fields_look_at_a_sample(empty: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "_LOOKED_AT", 30)
+    empty.upsert([Entry(e.key, e.uri, e.vector, metadata={"parity": i % 2}) for i, e in enumerate(entries(0, 90))])
 
-    monkeypatch.setattr(Path, "stat", refuse)
-    with pytest.raises(GalleryError, match="g cannot be read: Permission denied"):
-        Gallery(tmp_path / "g")
+    parity = empty.fields()["parity"]
+    assert (parity.sampled, parity.entries, parity.distinct) == (True, 30, 2)
 
 
-def test_a_gallery_in_a_folder_nobody_may_write_to_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
-        writer.upsert(entries(0, 3))
-    monkeypatch.setattr("clf_serve.gallery.database.os.access", lambda path, mode: False)
+def test_what_filters_matched_is_remembered_within_bounds(empty: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "_CACHE_BYTES", 3 * 8 * 90)
+    empty.upsert(entries(0, 90))
+    for i in range(1, 10):
+        where = Where.parse({"@id": {"$ne": -i}})
+        assert empty.ids(where) is empty.ids(where)
+    assert len(empty._matching._kept) <= 3
 
-    with Gallery(tmp_path / "g") as reader:
-        assert len(reader.search(entries(0, 1)[0].vector, 10)) == 3
-    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["gallery.sqlite", "write.lock"]
+
+def test_facts_and_generation(empty: Gallery, tmp_path: Path) -> None:
+    assert empty.generation == 0
+    empty.upsert(entries(0, 3))
+    with Gallery(tmp_path / "empty") as reader:
+        assert reader.generation == empty.generation == 1
+        empty.set_metadata({1: {"a": 1}})
+        assert reader.generation == 2
+        found = reader.facts()
+    assert (found.images, found.dim, found.model, found.format, found.generation) == (3, DIM, MODEL, 2, 2)
+    assert found.bytes > 4096 and found.index.kind == "flat" and found.index.exact
+    assert empty.name == "empty" and empty.model_path == tmp_path

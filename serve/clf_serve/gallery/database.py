@@ -1,4 +1,4 @@
-"""The SQLite file of a gallery: its schema, its checks, who may write, and errors in words."""
+"""The SQLite file of a gallery: its connections, who may write, and its checks."""
 
 from __future__ import annotations
 
@@ -9,54 +9,81 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from clf.errors import GalleryError
+from clf_serve.gallery import schema
+from clf_serve.gallery.faults import damaged, in_words
+from clf_serve.gallery.lock import PATIENCE, WriteLock
 
-FORMAT = 1
-_APPLICATION = 0x636C6647  # "clfG"
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE images (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT NOT NULL UNIQUE,
-    uri TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    width INTEGER NOT NULL,
-    height INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    vector BLOB NOT NULL,
-    generation INTEGER NOT NULL
-);
-CREATE INDEX images_generation ON images (generation);
-CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE deleted (id INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
-CREATE INDEX deleted_generation ON deleted (generation);
-"""
+FORMAT = schema.FORMAT
+_IDLE = 8  # read connections that are kept open
+_WAL_BYTES = 64 << 20  # what of the write-ahead log is kept as a file after a large transaction
 
 
 class Database:
-    """One connection in WAL mode, shared by the threads of a process under a lock.
+    """Connections in WAL mode: one that writes, and as many that read as threads read at the same time.
 
-    Every write transaction raises the *generation*; rows carry the one that last changed them, so a reader knows in
-    one query what is new since it last looked. Readers are never blocked by the writer of another process.
+    Every write transaction raises the *generation*; vectors carry the one that last changed them, so a reader knows in
+    one query what is new since it last looked. Readers are never blocked by the writer, nor it by them. What was
+    committed has been synced to the disk.
+
+    In a folder that nobody may write to, SQLite can only read a database that stands still. It is read so, and a
+    change from elsewhere that shows in the file's size or time is followed, or refused while it goes on.
 
     Raises:
-        GalleryError: the file is missing, damaged, of another format, or another process writes.
+        GalleryError: the file is missing, damaged, of a newer format, or another process writes.
     """
 
-    def __init__(self, folder: Path, *, write: bool, patience: float = 2.0) -> None:
+    def __init__(self, folder: Path, *, write: bool) -> None:
         self.path = folder / "gallery.sqlite"
-        self.lock = threading.RLock()
-        self._writer = _write_lock(folder, patience) if write else None
+        self._idle: list[sqlite3.Connection] = []
+        self._pool = threading.Lock()
+        self._turn = threading.RLock()  # of the connection that writes
+        self._closed = False
+        self._still: _Standing | None = None  # the file, where it can only be read standing still
+        self._lock = WriteLock(folder) if write else None
+        self._writer: sqlite3.Connection | None = None
         try:
-            with _errors(self.path):
-                self._connection = _connect(self.path, _mode(self.path, write), patience)
-                self._check()
+            with in_words(self.path):
+                self._open(folder)
         except BaseException:
             self.close()
             raise
+
+    def _open(self, folder: Path) -> None:
+        connection = self._connect_reader()
+        try:
+            version = _version(connection, self.path)
+        finally:
+            connection.close()
+        if version < FORMAT:
+            self._upgrade(folder, version)
+        if self._lock is not None:
+            self._writer = _connect(self.path, "mode=rw")
+
+    def _upgrade(self, folder: Path, version: int) -> None:
+        try:
+            lock = self._lock or WriteLock(folder)
+        except GalleryError as error:
+            raise GalleryError(
+                f"{self.path} has format {version} and must be converted to format {FORMAT}, which needs to write: "
+                f"{error}. Or open it once where it can be written: clf gallery info {folder}"
+            ) from error
+        try:
+            with closing(_connect(self.path, "mode=rw")) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    if _version(connection, self.path) < FORMAT:  # nobody else has done it meanwhile
+                        schema.migrate(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        finally:
+            if lock is not self._lock:
+                lock.close()
 
     @classmethod
     def create(cls, folder: Path, meta: dict[str, str]) -> None:
@@ -70,145 +97,180 @@ class Database:
         except OSError as error:
             raise GalleryError(f"the folder {folder} cannot be made: {error.strerror}") from error
         path = folder / "gallery.sqlite"
-        with closing(_write_lock(folder, 2.0)), _errors(path), closing(_connect(path, "mode=rwc", 2.0)) as connection:
+        with closing(WriteLock(folder)), in_words(path), closing(_connect(path, "mode=rwc")) as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 return
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";")[:-1]:
-                connection.execute(statement)
-            values = meta | {"uuid": uuid.uuid4().hex, "generation": "0"}
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            schema.create(connection, meta | {"uuid": uuid.uuid4().hex})
             connection.execute("COMMIT")
 
     def close(self) -> None:
-        for connection in (getattr(self, "_connection", None), self._writer):
+        """What is being read or written meanwhile is brought to its end."""
+        with self._turn, self._pool:
+            self._closed = True
+            connections, self._idle = [*self._idle, self._writer, self._lock], []
+        for connection in connections:
             if connection is not None:
                 with suppress(sqlite3.Error):
                     connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view of the data, whatever is written meanwhile."""
-        with self.lock, _errors(self.path):
-            self._connection.execute("BEGIN")
+        """One consistent view of the data, whatever is written meanwhile; several threads may read at once."""
+        with in_words(self.path):
+            connection = self._borrow()
             try:
-                yield self._connection
-            finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("COMMIT")
+                connection.execute("BEGIN")
+                connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()  # fixes the view
+                yield connection
+                connection.execute("COMMIT")
+                if self._still is not None and self._still != _standing(self.path):
+                    raise GalleryError(
+                        f"{self.path} was changed from elsewhere while it was read in a folder that cannot be written; "
+                        "try again"
+                    )
+            except BaseException:
+                connection.close()  # a cursor that some frame still holds would keep its old view
+                raise
+            self._give_back(connection)
 
     @contextmanager
     def writing(self) -> Iterator[tuple[sqlite3.Connection, int]]:
-        """A transaction, all or nothing; yields the connection and its new generation."""
+        """A transaction, all or nothing, on the disk when it ends; yields the connection and its new generation."""
+        with self.changing() as connection:
+            generation = int(self.meta("generation", connection)) + 1
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (str(generation),))
+            yield connection, generation
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that changes nothing that is searched, and so not the generation."""
         if self._writer is None:
             raise ValueError("the gallery was opened for reading")
-        with self.lock, _errors(self.path):
-            connection = self._connection
-            connection.execute("BEGIN IMMEDIATE")
+        with self._turn, in_words(self.path):
+            self._require_open()
+            self._writer.execute("BEGIN IMMEDIATE")
             try:
-                generation = int(self.meta("generation")) + 1
-                connection.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (str(generation),))
-                yield connection, generation
-                connection.execute("COMMIT")
+                yield self._writer
+                self._writer.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
                 raise
 
-    def meta(self, key: str) -> str:
-        with self.lock, _errors(self.path):
-            row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None:
+    @property
+    def writable(self) -> bool:
+        return self._writer is not None
+
+    def meta(self, key: str, connection: sqlite3.Connection | None = None) -> str:
+        """A value that every gallery has; in the view of ``connection``, or as it is now."""
+        value = self.option(key, connection)
+        if value is None:
             raise self.damaged(f"{key} is missing")
-        return str(row[0])
+        return value
 
-    def set_meta(self, key: str, value: str) -> None:
-        with self.lock, _errors(self.path):
-            self._connection.execute("UPDATE meta SET value = ? WHERE key = ?", (value, key))
+    def option(self, key: str, connection: sqlite3.Connection | None = None) -> str | None:
+        if connection is None:
+            with self.reading() as connection:
+                return self.option(key, connection)
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
 
-    def _check(self) -> None:
-        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if application != _APPLICATION:
-            raise GalleryError(f"{self.path} is not a gallery of clf; name another folder")
-        if version != FORMAT:
-            raise GalleryError(
-                f"{self.path} has format {version}, this clf reads format {FORMAT}; index the images into a new folder"
-            )
+    def set_meta(self, values: dict[str, str]) -> None:
+        """Without a new generation."""
+        with self.changing() as connection:
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
     def damaged(self, detail: str) -> GalleryError:
         """The error for content that SQLite takes and a gallery cannot hold."""
-        return _damaged(self.path, detail)
+        return damaged(self.path, detail)
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise GalleryError(f"the gallery {self.path.parent} was closed")
 
-def _damaged(path: Path, detail: str) -> GalleryError:
-    return GalleryError(
-        f"{path} is damaged ({detail}). Delete the folder {path.parent} and make it anew: "
-        f"clf index MODEL IMAGES -o {path.parent}"
-    )
+    def _borrow(self) -> sqlite3.Connection:
+        with self._pool:
+            self._require_open()
+            if self._still is not None and self._still != _standing(self.path):
+                for connection in self._idle:
+                    connection.close()
+                self._idle.clear()
+            if self._idle:
+                return self._idle.pop()
+        return self._connect_reader()
 
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._pool:
+            if not self._closed and len(self._idle) < _IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
 
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turns what SQLite says into what a person can do."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:  # a bug of ours
-        raise
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        text = str(error)
-        if _is_busy(error):
-            raise GalleryError(f"{path} is locked: another process is writing; try again later") from error
-        if "full" in text:
+    def _connect_reader(self) -> sqlite3.Connection:
+        if os.access(self.path.parent, os.W_OK):
+            return _connect(self.path, "mode=ro")
+        now = _standing(self.path)
+        if not now.log:
+            self._still = now
+            return _connect(self.path, "immutable=1")
+        self._still = None
+        try:
+            return _connect(self.path, "mode=ro")
+        except sqlite3.OperationalError as error:
             raise GalleryError(
-                f"{path} cannot be written: {text}; make room and run this again, earlier entries are kept"
+                f"the gallery {self.path.parent} lies in a folder that cannot be written, and its writer left work "
+                f"in {self.path.name}-wal ({error}); open it once where it can be written, or copy the folder"
             ) from error
-        if any(words in text for words in ("disk I/O", "readonly", "unable to open")):
-            raise GalleryError(f"{path} cannot be used: {text}; see to the disk and its permissions") from error
-        raise _damaged(path, text) from error
 
 
-def _is_busy(error: Exception) -> bool:
-    return any(word in str(error) for word in ("locked", "busy"))
+class _Standing(NamedTuple):
+    """What changes with the files of a database."""
+
+    file: int
+    size: int
+    mtime_ns: int
+    log: int
+    """Bytes of the write-ahead log."""
 
 
-def _mode(path: Path, write: bool) -> str:
-    if write:
-        return "mode=rw"
-    # WAL needs a writable folder even to read; in one that nobody can write to, nothing changes
-    return "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
-
-
-def _connect(path: Path, mode: str, patience: float) -> sqlite3.Connection:
-    uri = f"{path.resolve().as_uri()}?{mode}"
-    connection = sqlite3.connect(uri, uri=True, timeout=patience, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def _write_lock(folder: Path, patience: float) -> sqlite3.Connection:
-    """A lock that the operating system gives back when the process dies, on every platform SQLite runs on.
-
-    Raises:
-        GalleryError: another process has it, or the folder cannot be written.
-    """
-    path = folder / "write.lock"
-    connection = None
+def _standing(path: Path) -> _Standing:
+    """Raises GalleryError when the file is gone."""
     try:
-        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        if _is_busy(error):
-            raise GalleryError(
-                f"another process is writing to the gallery {folder}; wait for it, or end it, and run this again"
-            ) from error
+        stat = path.stat()
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        log = path.with_name(path.name + "-wal").stat().st_size
+    except OSError:
+        log = 0
+    return _Standing(stat.st_ino, stat.st_size, stat.st_mtime_ns, log)
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if application != schema.APPLICATION:
+        raise GalleryError(f"{path} is not a gallery of clf; name another folder")
+    if version > FORMAT:
         raise GalleryError(
-            f"the gallery {folder} cannot be written: {error} ({path.name}); "
-            "see to the permissions of the folder and to its disk, or name another folder"
-        ) from error
+            f"{path} has format {version}, this clf reads up to format {FORMAT}; "
+            "use the clf that wrote it (pip install --upgrade clf-vision), or index the images into a new folder"
+        )
+    if version < 1:
+        raise damaged(path, "it names no format")
+    return version
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?{mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+        connection.execute("PRAGMA cache_size = -8000")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+    except BaseException:
+        connection.close()
+        raise
     return connection

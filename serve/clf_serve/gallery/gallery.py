@@ -1,85 +1,64 @@
-"""A gallery: a folder with the embedded images of one model, searched exactly.
+"""A gallery: a folder with the embedded images of one model.
 
-``gallery.sqlite`` holds paths, metadata, thumbnails and vectors and is the only truth. ``index.faiss`` is a cache.
+``gallery.sqlite`` holds paths, metadata, thumbnails and vectors and is the only truth; ``index/`` is a cache.
 """
 
 from __future__ import annotations
 
-import json
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from sqlite3 import Connection
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clf.errors import GalleryError
-from clf.manifest import Manifest
-from clf_serve.gallery.database import Database
-from clf_serve.gallery.store import Entry, Hit
-from clf_serve.vectors import Stamp, VectorIndex
+from clf_serve.gallery import facts, rows, writing
+from clf_serve.gallery.database import FORMAT, Database
+from clf_serve.gallery.facts import FieldFacts, GalleryFacts, Identity
+from clf_serve.gallery.faults import has_database, is_empty
+from clf_serve.gallery.filters import Where
+from clf_serve.gallery.following import Follower, Progress, batches, forget_a_lost_future
+from clf_serve.gallery.matching import Matching
+from clf_serve.gallery.searching import Query, Searcher
+from clf_serve.gallery.store import Entry, Hit, Item, Known, Moved, Thumbnail
+from clf_serve.gallery.vectors import Ids, Vectors, decode, stored, unit
+from clf_serve.index import IndexInfo
 
-_ROWS = 10_000  # vectors read at a time while catching up
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The model whose vectors a gallery holds; vectors of different models must never meet."""
-
-    name: str
-    sha256: str
-    dim: int
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Identity:
-        return cls(manifest.name, manifest.sha256, manifest.dim)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.sha256[:12]}, {self.dim} dimensions)"
-
-
-class Known(NamedTuple):
-    """What a re-index needs to know of a file."""
-
-    id: int
-    size: int
-    mtime_ns: int
-
-
-class Thumbnail(NamedTuple):
-    data: bytes
-    sha256: str
-    """Of the image's file: changes when the picture does."""
+_LAST = 2**63 - 1  # id that SQLite can hold
+_META = ("model", "model_sha256", "dim", "uuid", "generation")
 
 
 class Gallery:
     """Implements :class:`clf_serve.gallery.store.Store`. Thread-safe; one process writes, any number read.
 
-    A reader sees what a writer in another process committed at its next search.
+    A reader sees what a writer in another process committed at its next call. Searches of several threads run at the
+    same time, and wait for no writer.
     """
 
     def __init__(self, folder: Path, model: Identity | None = None, *, write: bool = False) -> None:
-        """Opens a gallery.
+        """Opens a gallery; one of an older format is converted.
 
         Args:
             model: the model whose vectors will be used with it; another one than its own is refused.
 
         Raises:
-            GalleryError: it is missing, damaged, of another format, made with another model, or being written.
+            GalleryError: it is missing, damaged, of a newer format, made with another model, or being written.
         """
-        if not _has_database(folder):
+        if not has_database(folder):
             raise GalleryError(f"{folder} is not a gallery; make one: clf index MODEL IMAGES -o {folder}")
         self.folder = folder
-        self.cache_note: str | None = None
         self._db = Database(folder, write=write)
-        self._index: VectorIndex | None = None
+        self._matching = Matching()
+        self._fields: tuple[int, dict[str, FieldFacts]] | None = None
         try:
-            self.model = Identity(self._db.meta("model"), self._db.meta("model_sha256"), int(self._db.meta("dim")))
-            self._uuid = self._db.meta("uuid")
+            with self._db.reading() as connection:
+                meta = {key: self._db.meta(key, connection) for key in _META}
+            self.model = Identity(meta["model"], meta["model_sha256"], int(meta["dim"]))
+            self._follower = Follower(self._db, folder, meta["uuid"], self.model.dim)
+            self._searcher = Searcher(self._db, self._follower, self._matching, self.model.dim)
+            if write:
+                forget_a_lost_future(folder, int(meta["generation"]))
             if model is not None:
                 self.require(model)
         except BaseException:
@@ -93,24 +72,28 @@ class Gallery:
         Raises:
             GalleryError: the folder holds something else; else as the constructor.
         """
-        if not _has_database(folder) and not _is_empty(folder):
+        if not has_database(folder) and not is_empty(folder):
             raise GalleryError(f"{folder} exists and is not a gallery; name a new folder")
         meta = {"model": model.name, "model_sha256": model.sha256, "dim": str(model.dim)}
         Database.create(folder, meta | {"model_path": str(model_path.resolve())})
         gallery = cls(folder, model, write=True)
-        gallery._db.set_meta("model_path", str(model_path.resolve()))
+        gallery._db.set_meta({"model_path": str(model_path.resolve())})
         return gallery
 
     def require(self, model: Identity) -> None:
         """Raises GalleryError unless ``model`` is the one the gallery was made with."""
         if (model.sha256, model.dim) != (self.model.sha256, self.model.dim):
             raise GalleryError(
-                f"the gallery {self.folder} was made with model {self.model}, not with {model}; "
-                "use that model, or index the images into a new folder"
+                f"the gallery {self.folder} was made with model {self.model}, not with {model}; use that model, index "
+                "the images into a new folder, or embed them anew with this one: "
+                f"clf gallery reembed {self.folder} MODEL -o NEW"
             )
 
     def close(self) -> None:
+        """What other threads are reading is read to its end."""
         self._db.close()
+        if hasattr(self, "_follower"):  # else it was never open
+            self._follower.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -125,188 +108,278 @@ class Gallery:
             return int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
 
     @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.resolve().name
+
+    @property
+    def generation(self) -> int:
+        """Rises with each write, of any process."""
+        return int(self._db.meta("generation"))
+
+    @property
     def model_path(self) -> Path:
         """Where the model lay when images were last indexed."""
         return Path(self._db.meta("model_path"))
 
-    def upsert(self, entries: Sequence[Entry]) -> list[int]:
-        """Adds or replaces entries in one transaction; their ids, in order.
+    @property
+    def wishes(self) -> tuple[str | None, int | None, float | None]:
+        """Kind, bytes and recall of the index, as the user chose them last; None where nothing was chosen."""
+        kind, memory, recall = (self._db.option(f"index_{name}") for name in ("kind", "memory", "recall"))
+        return kind, int(memory) if memory else None, float(recall) if recall else None
+
+    @property
+    def cache_note(self) -> str | None:
+        """What was wrong with the saved index, in a sentence; it never costs more than time."""
+        return self._follower.note
+
+    def upsert(self, entries: Sequence[Entry], *, ids: Sequence[int] | None = None) -> list[int]:
+        """Adds or replaces entries in one transaction, which is on the disk when this returns; their ids, in order.
+
+        Args:
+            ids: for the entries whose keys are new, so that a copy of a gallery keeps them; else new ones are drawn.
 
         Raises:
+            EntryError: a text, a number or metadata that cannot be kept.
             GalleryError: the disk is full, or the database damaged.
             ValueError: a vector that is not (dim,) finite and of unit length.
         """
-        vectors = [_unit(entry.vector, self.model.dim) for entry in entries]
-        ids = []
+        checked = [(writing.row_of(e), e.thumbnail, unit(e.vector, self.model.dim)) for e in entries]
+        if not checked:
+            return []
         with self._db.writing() as (connection, generation):
-            for entry, vector in zip(entries, vectors, strict=True):
-                values = (entry.uri, entry.size, entry.mtime_ns, entry.sha256, entry.width, entry.height)
-                row = (entry.key, *values, json.dumps(dict(entry.metadata)), vector.tobytes(), generation)
-                found = connection.execute(
-                    "INSERT INTO images (key, uri, size, mtime_ns, sha256, width, height, metadata, vector, generation)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET uri = excluded.uri,"
-                    " size = excluded.size, mtime_ns = excluded.mtime_ns, sha256 = excluded.sha256,"
-                    " width = excluded.width, height = excluded.height, metadata = excluded.metadata,"
-                    " vector = excluded.vector, generation = excluded.generation RETURNING id",
-                    row,
-                ).fetchone()
-                connection.execute("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", (found[0], entry.thumbnail))
-                ids.append(int(found[0]))
-        return ids
+            return writing.upsert(connection, generation, checked, ids or [None] * len(checked))
 
     def delete(self, ids: Sequence[int]) -> int:
-        """Removes entries in one transaction; how many there were."""
-        count = 0
+        """Removes entries in one transaction; how many there were. Unknown ids are ignored."""
+        known = [int(id_) for id_ in ids if _is_id(id_)]
+        if not known:
+            return 0
         with self._db.writing() as (connection, generation):
-            for id_ in ids:
-                gone = connection.execute("DELETE FROM images WHERE id = ?", (id_,)).rowcount
-                if gone:
-                    connection.execute("DELETE FROM thumbnails WHERE id = ?", (id_,))
-                    connection.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?)", (id_, generation))
-                count += gone
-        return count
+            return writing.delete(connection, generation, known)
 
-    def search(self, vector: NDArray[np.float32], k: int) -> list[Hit]:
-        """The k nearest images, exactly, best first; equal scores by id.
+    def relocate(self, moves: Sequence[Moved]) -> int:
+        """Gives entries another key, URI, folder and time in one transaction; how many there were.
+
+        Id, vector, thumbnail and metadata stay. An entry that has one of the new keys and does not move is removed.
+
+        Raises:
+            EntryError: two moves have the same id or key, or a text or number cannot be kept; nothing is changed.
+        """
+        known = [move for move in moves if _is_id(move.id)]
+        if not known:
+            return 0
+        with self._db.writing() as (connection, generation):
+            return writing.relocate(connection, generation, known)
+
+    def set_metadata(self, changes: Mapping[int, Mapping[str, Any] | None], *, merge: bool = True) -> int:
+        """Changes metadata by id in one transaction; how many of the ids there were. None empties an entry's.
+
+        Args:
+            merge: as JSON merge patch (RFC 7396): named ones change, null deletes a name; else all is replaced.
+
+        Raises:
+            EntryError: metadata that cannot be kept; nothing is changed.
+        """
+        known = {int(id_): change for id_, change in changes.items() if _is_id(id_)}
+        if not known:
+            return 0
+        with self._db.writing() as (connection, _):
+            return writing.set_metadata(connection, known, merge)
+
+    def search(
+        self,
+        vector: Vectors,
+        k: int,
+        *,
+        where: Where | None = None,
+        but: Collection[int] = (),
+        offset: int = 0,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k nearest images, best first; equal scores by id. Fewer only when there are fewer.
 
         Args:
             vector: (dim,), unit length.
+            where: only images that it lets through.
+            but: ids to leave out.
+            offset: how many of the best to pass over.
+            exact: look at every vector, whatever index there is. Scores are exact in any case.
 
         Raises:
             GalleryError: the database is damaged.
-            ValueError: the vector has another shape, or k is below 1.
+            ValueError: the vector has another shape, k is below 1, or the offset below 0.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        query = _unit(vector, self.model.dim)
-        with self._db.reading() as connection:
-            found = self._fresh_index(connection).search(query, k)
-            rows = connection.execute(
-                "SELECT id, uri, metadata, sha256 FROM images WHERE id IN (SELECT value FROM json_each(?))",
-                (json.dumps([id_ for id_, _ in found]),),
-            ).fetchall()
-        facts = {row[0]: row[1:] for row in rows}
-        return [
-            Hit(id_, facts[id_][0], score, json.loads(facts[id_][1]), facts[id_][2])
-            for id_, score in found
-            if id_ in facts
-        ]
+        if offset < 0:
+            raise ValueError(f"offset must be at least 0, got {offset}")
+        return self._searcher.search(Query(unit(vector, self.model.dim), k, where, but, offset, exact))
 
-    def vector(self, id_: int) -> NDArray[np.float32] | None:
+    def within(
+        self,
+        vector: Vectors,
+        score: float,
+        *,
+        limit: int = 1000,
+        where: Where | None = None,
+        but: Collection[int] = (),
+    ) -> list[Hit]:
+        """The images whose cosine is at least ``score``, best first: all of them, or the best ``limit``, exactly.
+
+        Raises:
+            GalleryError: the database is damaged.
+            ValueError: the vector has another shape, the limit is below 1, or the score is no number.
+        """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        if score != score:
+            raise ValueError("score must be a number, got NaN")
+        query = unit(vector, self.model.dim)
+        return self._searcher.search(Query(query, limit, where, but, exact=True, at_least=score))
+
+    def get(self, id_: int) -> Item | None:
+        return next(iter(self.items([id_])), None)
+
+    def items(self, ids: Sequence[int]) -> list[Item]:
+        """In the order of ``ids``, without the unknown ones."""
+        with self._db.reading() as connection:
+            found = rows.by_ids(connection, ids)
+        return [found[id_] for id_ in ids if id_ in found]
+
+    def find(self, key: str) -> Item | None:
+        with self._db.reading() as connection:
+            return rows.by_key(connection, key) if _is_unicode(key) else None
+
+    def vector(self, id_: int) -> Vectors | None:
         """(dim,), or None for an unknown id."""
         with self._db.reading() as connection:
-            row = connection.execute("SELECT vector FROM images WHERE id = ?", (id_,)).fetchone()
-        return self._decode([row[0]])[0] if row else None
+            blobs = list(stored(connection, [id_]).values())
+        return decode(self._db, blobs, self.model.dim)[0] if blobs else None
+
+    def vectors(self, ids: Sequence[int]) -> Vectors:
+        """(n, dim), in the order of ``ids``. Raises KeyError for an unknown one."""
+        with self._db.reading() as connection:
+            found = stored(connection, ids)
+        return decode(self._db, [found[int(id_)] for id_ in ids], self.model.dim)
 
     def thumbnail(self, id_: int) -> Thumbnail | None:
+        if not _is_id(id_):
+            return None
         with self._db.reading() as connection:
             row = connection.execute(
-                "SELECT data, sha256 FROM images JOIN thumbnails USING (id) WHERE id = ?", (id_,)
+                "SELECT data, sha256 FROM images JOIN thumbnails USING (id) WHERE id = ?", (int(id_),)
             ).fetchone()
         return Thumbnail(*row) if row and row[0] else None
 
-    def get(self, id_: int) -> Hit | None:
-        """The entry itself, with score 1."""
+    def page(self, *, after: int = 0, limit: int = 100, where: Where | None = None) -> list[Item]:
+        """Up to ``limit`` images by rising id, from the first whose id is greater than ``after``."""
+        if limit < 1 or after >= _LAST:
+            return []
+        after, limit = max(after, 0), min(limit, _LAST)
         with self._db.reading() as connection:
-            row = connection.execute("SELECT uri, metadata, sha256 FROM images WHERE id = ?", (id_,)).fetchone()
-        return Hit(id_, row[0], 1.0, json.loads(row[1]), row[2]) if row else None
+            if where is None:
+                return list(rows.in_order(connection, after, limit))
+            ids = self._ids(connection, where)
+            start = int(np.searchsorted(ids, after, "right"))
+            found = rows.by_ids(connection, ids[start : start + limit].tolist())
+            return [found[id_] for id_ in sorted(found)]
 
-    def sample(self, n: int) -> list[Hit]:
-        """Up to n entries, evenly spread over the gallery."""
+    def count(self, where: Where | None = None) -> int:
+        """How many images ``where`` lets through."""
+        if where is None:
+            return len(self)
         with self._db.reading() as connection:
-            ids = [row[0] for row in connection.execute("SELECT id FROM images ORDER BY id")]
-        picked = [ids[i * len(ids) // n] for i in range(n)] if len(ids) > n else ids
-        return [hit for hit in map(self.get, picked) if hit]
+            return len(self._ids(connection, where))
+
+    def sample(self, n: int) -> list[Item]:
+        """Up to n images, evenly spread over the gallery."""
+        if n < 1:
+            return []
+        with self._db.reading() as connection:
+            ids = self._ids(connection, None)
+            picked = ids[np.arange(n) * len(ids) // n] if len(ids) > n else ids
+            found = rows.by_ids(connection, picked.tolist())
+            return [found[id_] for id_ in sorted(found)]
+
+    def ids(self, where: Where | None = None) -> Ids:
+        """Of all images, or of those that ``where`` lets through: (n,), rising; read-only."""
+        with self._db.reading() as connection:
+            return self._ids(connection, where)
+
+    def batches(self, rows: int = 10_000) -> Iterator[tuple[Ids, Vectors]]:
+        """Ids (n,) and vectors (n, dim) of all images by rising id, up to ``rows`` at a time, of one state."""
+        with self._db.reading() as connection:
+            yield from batches(self._db, connection, self.model.dim, rows)
+
+    def fields(self) -> dict[str, FieldFacts]:
+        """The metadata names, and ``@folder``, with what they hold. Remembered until the gallery is written to."""
+        with self._db.reading() as connection:
+            generation = int(self._db.meta("generation", connection))
+            if self._fields is None or self._fields[0] != generation:
+                self._fields = generation, facts.fields(connection)
+            return dict(self._fields[1])
+
+    def facts(self) -> GalleryFacts:
+        """Opens the index, to say what it is."""
+        with self._db.reading() as connection:
+            generation = int(self._db.meta("generation", connection))
+            count = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
+        return GalleryFacts(
+            images=count,
+            dim=self.model.dim,
+            model=self.model,
+            model_path=self.model_path,
+            format=FORMAT,
+            generation=generation,
+            bytes=facts.bytes_on_disk(self.folder),
+            index=self._follower.now().info,
+        )
 
     def listing(self) -> dict[str, Known]:
         """Every key and what its file was like when it was indexed."""
         with self._db.reading() as connection:
-            rows = connection.execute("SELECT key, id, size, mtime_ns FROM images")
-            return {key: Known(*rest) for key, *rest in rows}
+            return rows.listing(connection)
 
     def load_index(self) -> None:
         """Reads the index now, so that the first search need not."""
-        with self._db.reading() as connection:
-            self._fresh_index(connection).search(np.zeros(self.model.dim, np.float32), 1)
+        self._follower.now()
 
     def save_index(self) -> None:
-        """Brings the cache file up to date, so that the next one to open this gallery starts faster.
+        """Brings the index up to date on the disk, builds it anew where that is due, and measures its recall.
 
         It is only a cache: where it cannot be written, ``cache_note`` says so and the gallery is none the worse.
         """
-        with self._db.reading() as connection:
-            index = self._fresh_index(connection)
-            try:
-                index.save(self.folder / "index.faiss", self._uuid)
-            except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError on a full disk
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                self.cache_note = (
-                    f"index.faiss could not be saved ({reason}); the gallery is complete, and its first search slower"
-                )
+        self._follower.save()
 
-    def _fresh_index(self, connection: Connection) -> VectorIndex:
-        """The index of the state that the transaction sees."""
-        generation = int(self._db.meta("generation"))
-        if self._index is None:
-            stamp = Stamp(self._uuid, self.model.dim, generation)
-            self._index, reason = VectorIndex.load(self.folder / "index.faiss", stamp)
-            if reason and reason != "missing":
-                self.cache_note = f"index.faiss is {reason}; the index was rebuilt from the database"
-        if self._index.generation != generation:
-            self._catch_up(connection, self._index, generation)
-        return self._index
+    def optimize(
+        self,
+        kind: str | None = None,
+        *,
+        memory: int | None = None,
+        recall: float | None = None,
+        progress: Progress = lambda stage, done: None,
+    ) -> IndexInfo:
+        """Builds the index anew and saves it.
 
-    def _catch_up(self, connection: Connection, index: VectorIndex, generation: int) -> None:
-        since = (index.generation,)
-        removed = [row[0] for row in connection.execute("SELECT id FROM deleted WHERE generation > ?", since)]
-        changed = connection.execute("SELECT id, vector FROM images WHERE generation > ?", since)
-        while rows := changed.fetchmany(_ROWS):
-            index.update(removed, [row[0] for row in rows], self._decode([row[1] for row in rows]), index.generation)
-            removed = []
-        index.update(removed, [], np.empty((0, self.model.dim), np.float32), generation)
+        Args:
+            kind: auto, flat, hnsw or ivf; what is left out stays as it was chosen last.
+            memory: bytes that it may keep resident; 0 for no limit.
+            recall: recall@10 to tune for.
+            progress: called with the name of a stage and how much of it is done, in [0, 1].
 
-    def _decode(self, blobs: list[bytes]) -> NDArray[np.float32]:
-        """Stored vectors, (n, dim); damage that SQLite cannot see shows in their length."""
-        if any(len(blob) != 4 * self.model.dim for blob in blobs):
-            raise self._db.damaged("a vector has the wrong size")
-        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), self.model.dim)
-        if not _is_unit(vectors).all():
-            raise self._db.damaged("a vector is not of unit length")
-        return vectors
+        Raises:
+            GalleryError: no such kind, or it cannot be written.
+        """
+        return self._follower.optimize(kind, memory, recall, progress)
+
+    def _ids(self, connection: Any, where: Where | None) -> Ids:
+        return self._matching.ids(connection, int(self._db.meta("generation", connection)), where)
 
 
-def _is_unit(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=-1)
-    return np.abs(norms - 1) < 1e-3  # false for NaN
+def _is_id(id_: int) -> bool:
+    return 0 < id_ <= _LAST
 
 
-def _unit(vector: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    vector = np.ascontiguousarray(vector, "<f4")
-    if vector.shape != (dim,) or not _is_unit(vector):
-        raise ValueError(f"a vector must be finite, of shape ({dim},) and of unit length, got shape {vector.shape}")
-    return vector
-
-
-def _has_database(folder: Path) -> bool:
-    """Raises GalleryError when the folder is locked and nobody can tell."""
-    try:
-        return stat.S_ISREG((folder / "gallery.sqlite").stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        if not folder.exists():
-            return True
-        return folder.is_dir() and all(path.name.startswith("write.lock") for path in folder.iterdir())
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: OSError) -> GalleryError:
-    return GalleryError(
-        f"the gallery {folder} cannot be read: {error.strerror}; see to its permissions, or name another folder"
-    )
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

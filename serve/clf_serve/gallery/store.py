@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,24 @@ class Entry:
     height: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Must be JSON."""
+    folder: str = ""
+    """The folder it lies in, relative to the one that was indexed; empty at the top."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a gallery, without what is large."""
+
+    id: int
+    key: str
+    uri: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,35 @@ class Hit:
     score: float
     metadata: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    folder: str = ""
+    width: int = 0
+    height: int = 0
+
+
+class Moved(NamedTuple):
+    """An image whose file lies elsewhere now, or was touched; its content is the same."""
+
+    id: int
+    key: str
+    uri: str
+    size: int
+    mtime_ns: int
+    folder: str = ""
+
+
+class Known(NamedTuple):
+    """What a re-index needs to know of a file."""
+
+    id: int
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+
+
+class Thumbnail(NamedTuple):
+    data: bytes
+    sha256: str
+    """Of the image's file: changes when the picture does."""
 
 
 class Store(Protocol):

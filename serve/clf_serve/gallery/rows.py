@@ -1,0 +1,42 @@
+"""Rows of a gallery's database as what callers see, read in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from sqlite3 import Connection
+from typing import Any
+
+from clf_serve.gallery.store import Item, Known
+
+_COLUMNS = "id, key, uri, metadata, sha256, width, height, size, mtime_ns, folder"
+
+
+def _item(row: tuple[Any, ...]) -> Item:
+    id_, key, uri, metadata, *rest = row
+    return Item(id_, key, uri, {} if metadata == "{}" else json.loads(metadata), *rest)
+
+
+def by_ids(connection: Connection, ids: Collection[int]) -> dict[int, Item]:
+    """Those that exist, by id."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM images WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps([int(id_) for id_ in ids]),),
+    )
+    return {row[0]: _item(row) for row in rows}
+
+
+def by_key(connection: Connection, key: str) -> Item | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", (key,)).fetchone()
+    return _item(row) if row else None
+
+
+def in_order(connection: Connection, after: int, limit: int) -> Iterable[Item]:
+    """By rising id, from the first that is greater than ``after``."""
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM images WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+    return map(_item, rows)
+
+
+def listing(connection: Connection) -> dict[str, Known]:
+    rows = connection.execute("SELECT key, id, size, mtime_ns, sha256 FROM images")
+    return {key: Known(*rest) for key, *rest in rows}
