@@ -74,7 +74,7 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS, *, name: str = "the image") -> Image.Image:
     """The image as a person sees it: upright, mode RGB, 8 bits a channel; the first frame of an animation.
 
     EXIF orientation is applied. Transparency (alpha channel, transparent palette entry or colour key) is composited
@@ -88,17 +88,20 @@ def decode(source: Path | bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         source: a file, or a file's bytes.
         limits: bytes of the file, and pixels as its header states them. All scans of a progressive JPEG together
             may go over 20 times as many, so that no small file keeps a processor busy for hours.
+        name: what errors call an image that came as bytes.
 
     Raises:
         ImageError: the file is missing, empty, too large, truncated, corrupt or not an image, or there is no memory for
             it (then the cause is a MemoryError); names the file.
     """
-    return _decoded(source, limits)[0]
+    return _decoded(source, limits, name=name)[0]
 
 
-def _decoded(source: Path | bytes, limits: Limits, least: int | None = None) -> tuple[Image.Image, _Box]:
+def _decoded(
+    source: Path | bytes, limits: Limits, least: int | None = None, *, name: str = "the image"
+) -> tuple[Image.Image, _Box]:
     """:func:`decode` and the central square; a JPEG may come out smaller, its shorter side no less than ``least``."""
-    name = "the image" if isinstance(source, bytes) else str(source)
+    name = name if isinstance(source, bytes) else str(source)
     data = _checked(source, name, limits.max_bytes) if isinstance(source, bytes) else read(source, limits)
     try:
         scans = _scans(data, name) if data.startswith(b"\xff\xd8\xff") else 0

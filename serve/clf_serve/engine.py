@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -270,18 +271,24 @@ class Engine:
 
     def stream(
         self, paths: Iterable[Path], load: Callable[[Path], tuple[Pixels, T]], batch_size: int = 32
-    ) -> Iterator[Chunk[T]]:
+    ) -> Generator[Chunk[T], None, None]:
         """Embeds files in order, decoding ahead in threads while the model runs; memory is bounded by two batches.
+
+        Close it to end early without decoding what was begun ahead.
 
         Args:
             load: makes of a file its pixels (S, S, 3) and whatever should come back beside the vector. It runs in
                 threads, and an ImageError of it becomes a skipped file.
         """
         workers = usable_cores()
-        with ThreadPoolExecutor(workers, thread_name_prefix="clf-decode") as pool:
+        depth = 2 * batch_size + workers
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="clf-decode") as pool,
+            closing(ahead(pool, load, paths, depth)) as begun,
+        ):
             loaded: list[tuple[Path, Pixels, T]] = []
             skipped: list[Skipped] = []
-            for path, future in ahead(pool, load, paths, depth=2 * batch_size + workers):
+            for path, future in begun:
                 try:
                     loaded.append((path, *future.result()))
                 except ImageError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,11 @@ class Chunk(Generic[T]):
 
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[Path], T], paths: Iterable[Path], depth: int
-) -> Iterator[tuple[Path, Future[T]]]:
-    """``function`` of each path, in order, begun up to ``depth`` items before it is asked for."""
+) -> Generator[tuple[Path, Future[T]], None, None]:
+    """``function`` of each path, in order, begun up to ``depth`` items before it is asked for.
+
+    Closing it cancels what has not begun.
+    """
     pending: deque[tuple[Path, Future[T]]] = deque()
     try:
         for path in paths:

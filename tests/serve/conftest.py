@@ -9,10 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from api_helpers import LIMITS, Gate, wait_ready
+from command_helpers import Run
 from serve_helpers import PROGRAM, Server, served, service_of, write_model, write_pictures
 
 from clf_serve.engine import Engine
@@ -67,6 +69,15 @@ def client(engine: Engine, indexed: Path) -> Iterator[httpx.Client]:
     with served(service) as client:
         wait_ready(client)
         yield client
+
+
+@pytest.fixture
+def run(run_cli: Callable[..., Any]) -> Run:
+    def start(*words: object) -> tuple[int, str, str]:
+        outcome = run_cli(*map(str, words))
+        return outcome.code, outcome.out, outcome.err
+
+    return start
 
 
 @pytest.fixture

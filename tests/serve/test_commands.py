@@ -1,4 +1,4 @@
-"""clf embed, clf index and clf search from the command line."""
+"""clf embed from the command line, and mistakes of users with any command."""
 
 from __future__ import annotations
 
@@ -6,29 +6,17 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_helpers import Run, one_error
 from serve_helpers import DIM, write_model, write_pictures
 
 from clf.manifest import MODEL_FILE
 from clf_serve.engine import Engine
-from clf_serve.gallery import Gallery
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(run_cli: Callable[..., object]) -> Run:
-    def start(*words: object) -> tuple[int, str, str]:
-        outcome = run_cli(*map(str, words))
-        return outcome.code, outcome.out, outcome.err  # type: ignore[attr-defined]
-
-    return start
 
 
 def test_embed_writes_npz_without_pickle(run: Run, model: Path, engine: Engine, photos: Path, tmp_path: Path) -> None:
@@ -73,38 +61,6 @@ def test_skipped_files_are_counted_and_the_first_ten_listed(run: Run, model: Pat
     assert "not an image" in report["skipped"][11]["reason"]
 
 
-def test_index_then_search_from_the_gallery_alone(run: Run, model: Path, photos: Path, tmp_path: Path) -> None:
-    code, out, _ = run("index", model, photos, "-o", tmp_path / "g")
-    assert code == 0 and "20 images (20 added" in out
-    _, text, _ = run("index", model, photos, "-o", tmp_path / "g", "--json")
-    assert json.loads(text) == {
-        "added": 0,
-        "updated": 0,
-        "unchanged": 20,
-        "removed": 0,
-        "total": 20,
-        "gallery": str(tmp_path / "g"),
-        "skipped": [],
-    }
-
-    code, text, _ = run("search", tmp_path / "g", photos / "0004.png", "-k", "3", "--json")
-    hits = json.loads(text)["hits"]
-    assert code == 0 and len(hits) == 3
-    assert hits[0]["uri"] == str(photos / "0004.png") and hits[0]["score"] == pytest.approx(1, abs=1e-6)
-
-    code, out, _ = run("search", tmp_path / "g", photos / "0004.png", "-k", "3")
-    assert code == 0 and "1.0000" in out and str(photos / "0004.png") in out.replace("\n", "")
-
-
-def test_the_html_page_needs_nothing_else(run: Run, gallery: Path, photos: Path, tmp_path: Path) -> None:
-    code, _, _ = run("search", gallery, photos / "0001.png", "-k", "4", "--html", tmp_path / "r.html")
-
-    page = (tmp_path / "r.html").read_text()
-    assert code == 0
-    assert page.count('src="data:image/jpeg;base64,') == 5 and page.count("<li>") == 4
-    assert "http" not in page and "<script" not in page
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -118,6 +74,12 @@ def test_the_html_page_needs_nothing_else(run: Run, gallery: Path, photos: Path,
         (["search", "GALLERY", "none.png"], "none.png does not exist"),
         (["search", "GALLERY", "BAD"], "not an image"),
         (["search", "GALLERY", "PHOTO", "--model", "OTHER"], "was made with model tiny"),
+        (["search", "GALLERY"], "there is nothing to look for; name an image, or one of the gallery by --id"),
+        (["search", "GALLERY", "--id", "99"], "has no image with the id 99"),
+        (["search", "GALLERY", "PHOTO", "--where", "{"], "JSON"),
+        (["search", "GALLERY", "PHOTO", "--where", '{"a": {"$like": 1}}'], "$like"),
+        (["index", "MODEL", "PHOTOS", "-o", "g", "--metadata", "m.xls"], "must end in one of .csv"),
+        (["index", "MODEL", "PHOTOS", "-o", "g", "--memory", "much"], "'much' is no size; write one like 700MiB"),
         (["serve", "PHOTOS", "--port", "0"], "is not an exported model"),
         (["serve", "MODEL", "--gallery", "PHOTOS", "--port", "0"], "is not a gallery"),
         (["serve", "OTHER", "--gallery", "GALLERY", "--port", "0"], "was made with model tiny"),
@@ -182,14 +144,6 @@ def test_a_mistake_leaves_the_signals_as_they_were(run: Run, photos: Path) -> No
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def one_error(outcome: tuple[int, str, str]) -> str:
-    """The sentence after ``error:`` of a command that ended with a user's mistake, and with nothing else to say."""
-    code, _, err = outcome
-    lines = err.strip().splitlines()
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), outcome
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     "words", [["embed", "MODEL", "PHOTOS", "-o", "v.npz"], ["index", "MODEL", "PHOTOS", "-o", "g"], ["serve", "MODEL"]]
 )
@@ -209,49 +163,12 @@ def test_a_model_that_was_replaced_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_gallery_of_another_model_cannot_be_searched(run: Run, gallery: Path, photos: Path, tmp_path: Path) -> None:
-    other = write_model(tmp_path / "other", name="other", cells=4, dim=48)
-
-    said = one_error(run("search", gallery, photos / "0000.png", "--model", other))
-
-    assert "was made with model tiny" in said and "not with other" in said
-
-
 def test_a_port_in_use_is_named(run: Run, model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = one_error(run("serve", model, "--port", port))
 
     assert f"cannot listen on 127.0.0.1 port {port}" in said and "choose another --port" in said
-
-
-def test_a_gallery_that_cannot_be_written(
-    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("attempt to write a readonly database")
-
-    monkeypatch.setattr(sqlite3, "connect", refuse)
-
-    said = one_error(run("index", model, photos, "-o", tmp_path / "g"))
-
-    assert "cannot be written: attempt to write a readonly database" in said and str(tmp_path / "g") in said
-
-
-def test_an_index_file_that_cannot_be_saved_is_a_note(
-    run: Run, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise RuntimeError("Error in write_index:\nNo space left on device")
-
-    monkeypatch.setattr("clf_serve.vectors.VectorIndex.save", full)
-
-    code, out, err = run("index", model, photos, "-o", tmp_path / "g")
-
-    assert code == 0 and "20 images (20 added" in out
-    assert "index.faiss could not be saved (Error in write_index: No space left on device)" in err
-    with Gallery(tmp_path / "g") as opened:
-        assert len(opened) == 20
 
 
 def test_an_output_that_cannot_be_written_shows_before_the_work(
@@ -291,17 +208,6 @@ def test_a_full_disk_leaves_the_earlier_vectors(
 
     assert f"{name} cannot be written: 240 requested and 0 written" in said
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"earlier")]
-
-
-def test_a_model_that_moved_is_asked_for(run: Run, photos: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model")
-    run("index", folder, photos, "-o", tmp_path / "g")
-    folder.rename(tmp_path / "moved")
-
-    code, _, err = run("search", tmp_path / "g", photos / "0000.png")
-    assert code == 2 and "is not an exported model" in " ".join(err.split())
-    words = ("search", tmp_path / "g", photos / "0000.png", "--model", tmp_path / "moved", "--json")
-    assert run(*words)[0] == 0
 
 
 def test_the_module_of_the_commands_is_light(run_cli_process: Callable[..., object]) -> None:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from serve_helpers import picture, write_model, write_pictures
 
 from clf.errors import DataError, GalleryError, ImageError
-from clf_serve.engine import Engine
+from clf_serve.engine import Engine, Pixels
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.indexing import index_images
 
@@ -89,24 +90,35 @@ def test_images_that_may_not_be_looked_at_stay_in_the_gallery(
     write_pictures(tmp_path / "photos" / "a", 2)
     write_pictures(tmp_path / "photos" / "b", 2)
     index(tmp_path / "g", engine, tmp_path / "photos")
-    locked, scandir, stat = str(tmp_path / "photos" / "b"), os.scandir, Path.stat
+    locked, scandir = str(tmp_path / "photos" / "b"), os.scandir
+
+    class Unasked:
+        """An entry of a folder that one may list and not enter."""
+
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path = entry.name, entry.path
+
+        def is_dir(self) -> bool:
+            return False
+
+        def stat(self) -> os.stat_result:
+            raise PermissionError(13, "Permission denied", self.path)
 
     def no_list(path: str) -> object:
-        if str(path) == locked:
+        if path == locked:
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    def no_stat(path: Path, **options: bool) -> os.stat_result:
-        if str(path.parent) == locked:
-            raise PermissionError(13, "Permission denied", str(path))
-        return stat(path, **options)
+    def no_stat(path: str) -> object:
+        entries = scandir(path)
+        return nullcontext([Unasked(entry) for entry in entries]) if path == locked else entries
 
     with monkeypatch.context() as patch:  # as after chmod a-r
         patch.setattr(os, "scandir", no_list)
         with pytest.raises(ImageError, match="b cannot be read: Permission denied"):
             index(tmp_path / "g", engine, tmp_path / "photos")
     with monkeypatch.context() as patch:  # as after chmod a-x
-        patch.setattr(Path, "stat", no_stat)
+        patch.setattr(os, "scandir", no_stat)
         said = index(tmp_path / "g", engine, tmp_path / "photos")
 
     assert "0 removed, 2 skipped" in said
@@ -150,11 +162,10 @@ def test_indexing_that_is_killed_goes_on_where_it_was(tmp_path: Path, engine: En
     program = """
 import sys, time
 from pathlib import Path
-from clf_serve.engine import Engine
+from clf_serve.engine import Engine, Pixels
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.indexing import index_images
 engine = Engine(Path(sys.argv[1]), "cpu")
-prepare, decoded = Engine.prepare, []
 with Gallery.open_or_create(Path(sys.argv[2]), Identity.of(engine.manifest), engine.folder) as gallery:
     def progress(done):
         print(done, flush=True)
@@ -217,3 +228,19 @@ def test_a_gallery_of_another_model_is_not_written_to(tmp_path: Path, engine: En
 
     with pytest.raises(GalleryError, match="was made with model tiny"):
         index(tmp_path / "g", other, tmp_path / "photos")
+
+
+def test_a_stream_that_is_closed_decodes_no_more(tmp_path: Path, engine: Engine) -> None:
+    paths = write_pictures(tmp_path / "photos", 200)
+    read: list[Path] = []
+
+    def load(path: Path) -> tuple[Pixels, Path]:
+        read.append(path)
+        time.sleep(0.01)
+        return engine.prepare(path), path
+
+    chunks = engine.stream(paths, load, batch_size=64)
+    next(chunks)
+    chunks.close()
+
+    assert len(read) < 150  # and not all that were begun ahead
