@@ -1,0 +1,1 @@
+"""Galleries on their way from one place, or form, to another."""

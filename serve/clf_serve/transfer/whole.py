@@ -1,0 +1,86 @@
+"""Files and folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clf.errors import DataError
+
+_ENDING = ".partial"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, with nothing there yet, to write a file or a folder to.
+
+    When the block ends well what was written is synced to the disk and takes the place of ``path``, in one step: an
+    earlier file is replaced, a folder must not be in the way. Else it is removed. What an earlier attempt left behind
+    because it was killed is removed too.
+
+    Raises:
+        DataError: the folder of ``path`` is missing or cannot be written, or an OSError came out of the block.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
+    draft = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"
+    try:
+        _remove_leftovers(path)
+        draft.touch()  # whether it can be written shows before the work
+        draft.unlink()
+        yield draft
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        reason = error.strerror or error  # numpy's and pyarrow's own have no strerror
+        raise DataError(f"{path} cannot be written: {reason}; make room, or name another place") from error
+    finally:
+        remove(draft)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Has the operating system write a file, or the names in a folder, to the disk, where it can."""
+    if path.is_dir() and sys.platform == "win32":  # which cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Drafts of ``path`` whose process has ended."""
+    beginning = f".{path.name}."
+    for entry in list(path.parent.iterdir()):
+        if entry.name.startswith(beginning) and _ENDING in entry.name:  # or a journal of SQLite's beside it
+            pid = entry.name.removeprefix(beginning).partition("-")[0]
+            if pid.isdecimal() and not _runs(int(pid)):
+                remove(entry)
+
+
+def _runs(pid: int) -> bool:
+    if sys.platform == "win32":  # where signal 0 is not a question
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
