@@ -77,7 +77,7 @@ def create_app(
 
     add_error_handlers(app, service)
     if ui:
-        from clf_serve.page.ui import mount
+        from clf_serve.page import mount
 
         mount(app, service)
     _surround(app, service, keys, outside or Outside())

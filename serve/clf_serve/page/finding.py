@@ -1,0 +1,117 @@
+"""From a search to results: queries combined, neighbours found, near duplicates folded, a page cut out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clf_serve.background import Background
+from clf_serve.call import Call
+from clf_serve.combine import combine
+from clf_serve.deployment import Deployment
+from clf_serve.duplicates import fold
+from clf_serve.engine import Vectors
+from clf_serve.gallery import Gallery
+from clf_serve.gallery.store import Hit, Item
+from clf_serve.page.state import Search
+from clf_serve.problems import Problem
+
+ALIKE = 0.97
+"""Cosine from which two results are folded into one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    groups: list[list[Hit]]
+    """Of this page: near duplicates together, best first."""
+    more: bool
+    """Whether there is a next page."""
+    among: int
+    """Images that the filter lets through."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """By id, the share of random pairs of the gallery that are less alike than the query and it."""
+    asked: list[Item] = field(default_factory=list)
+    """The gallery's images that were asked with."""
+
+
+async def find(deployment: Deployment, wanted: Search, call: Call, most: int) -> Found:
+    """The page of results that ``wanted`` names.
+
+    Args:
+        most: results that a search may reach, all pages together.
+
+    Raises:
+        Problem: 400 a vector of another model; 404 an image that is not there; 422 the queries cancel each other out.
+    """
+    gallery = deployment.require_gallery()
+    start = time.monotonic()
+    try:
+        return await asyncio.to_thread(_find, gallery, wanted, most)
+    finally:
+        call.since("search", start)
+
+
+def _find(gallery: Gallery, wanted: Search, most: int) -> Found:
+    vector = _query_vector(gallery, wanted)
+    groups, more = _page(gallery, vector, wanted, most)
+    hits = [hit for group in groups for hit in group]
+    return Found(groups, more, gallery.count(wanted.where), shares(gallery, hits), gallery.items(wanted.ids))
+
+
+def shares(gallery: Gallery, hits: Sequence[Hit]) -> dict[int, float]:
+    """By id, the share of random pairs that are less alike; empty where the gallery is too small to say."""
+    background = Background.of(gallery) if hits else None
+    if background is None:
+        return {}
+    found = background.percentile(np.array([hit.score for hit in hits]))
+    return {hit.id: float(share) for hit, share in zip(hits, found, strict=True)}
+
+
+def _query_vector(gallery: Gallery, wanted: Search) -> Vectors:
+    vectors = []
+    for i, query in enumerate(wanted.queries):
+        vector = query.vector if query.id is None else gallery.vector(query.id)
+        if vector is None:
+            text = f"the gallery has no image {query.id}; it may have been removed"
+            raise Problem(404, "unknown_id", text, param=f"queries[{i}].id")
+        if len(vector) != gallery.model.dim:
+            text = f"the gallery's vectors have {gallery.model.dim} numbers, this one {len(vector)}"
+            raise Problem(400, "invalid_vector", text, param=f"queries[{i}].vector")
+        vectors.append(vector)
+    try:
+        return combine(np.stack(vectors), np.array([query.weight for query in wanted.queries]))
+    except ValueError as error:
+        raise Problem(422, "no_direction", str(error), param="queries") from error
+
+
+def _page(gallery: Gallery, vector: Vectors, wanted: Search, most: int) -> tuple[list[list[Hit]], bool]:
+    """Groups of the page, and whether there are more.
+
+    Folding looks at all results from the best on, so that a group stands on one page whichever page is asked for.
+    """
+    first, end = wanted.page * wanted.k, (wanted.page + 1) * wanted.k
+    if first >= most:
+        raise Problem(400, "invalid_search", f"page: only the best {most} results can be paged through", param="page")
+    reach = min(most, end + 1 + (wanted.k if wanted.fold else 0))
+    while True:
+        hits = gallery.search(vector, reach, where=wanted.where, but=wanted.ids)
+        good = [hit for hit in hits if hit.score >= wanted.least]
+        groups = _folded(gallery, good) if wanted.fold else [[hit] for hit in good]
+        if len(groups) > end or len(good) < reach or reach == most:
+            return groups[first:end], len(groups) > end
+        reach = min(most, 2 * reach)
+
+
+def _folded(gallery: Gallery, hits: Sequence[Hit]) -> list[list[Hit]]:
+    if len(hits) < 2:
+        return [[hit] for hit in hits]
+    try:
+        vectors = gallery.vectors([hit.id for hit in hits])
+    except KeyError:  # removed since the search
+        return [[hit] for hit in hits]
+    groups = fold(hits, vectors, [hit.sha256 for hit in hits], ALIKE)
+    return [[hits[i] for i in group] for group in groups]
