@@ -15,16 +15,18 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clf_serve import kserve_routes, metrics
+from clf_serve import galleries, kserve_routes, metrics
 from clf_serve.attend import Attended, ClientGoneError, attended, fetched, off_loop
 from clf_serve.call import Call
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
+from clf_serve.galleries import image_id
+from clf_serve.gallery.store import Hit, Item
+from clf_serve.gallery_replies import thumbnail_reply
 from clf_serve.inputs import Options, SearchRequest, parse_embeddings, parse_search, unit_vector
 from clf_serve.problems import Problem
-from clf_serve.replies import USAGE, JsonReply, accepted, check_dimensions, embeddings_reply, matches, shortened
+from clf_serve.replies import USAGE, JsonReply, accepted, check_dimensions, embeddings_reply, shortened
 from clf_serve.service import Service
-from clf_serve.gallery.store import Hit
 
 __all__ = ["ClientGoneError", "hit_json", "model_json", "routes", "thumbnail_url"]
 
@@ -40,6 +42,7 @@ def routes(service: Service) -> APIRouter:
     _add_models(router, service)
     _add_health(router, service)
     kserve_routes.add(router, service)
+    galleries.add(router, service)
     return router
 
 
@@ -100,23 +103,12 @@ def _add_search(router: APIRouter, service: Service) -> None:
         return await attended(request, service, work, room=not (small and json))
 
     async def thumbnail(request: Request) -> Response:
-        text = request.path_params["image_id"]
-        if not text.removeprefix("-").isdecimal() or not text.isascii():
-            raise Problem(400, "invalid_id", "id must be an integer", param="id")
-        unknown = Problem(404, "unknown_id", f"the gallery has no thumbnail of image {text[:20]}", param="id")
-        if len(text) > 18 or (image_id := int(text)) < 0:
-            raise unknown
+        id_ = image_id(request)
         with service.using(request.query_params.get("model")) as deployment:
-            found = await asyncio.to_thread(deployment.require_gallery().thumbnail, image_id)
+            found = await asyncio.to_thread(deployment.require_gallery().thumbnail, id_)
         if found is None:
-            raise unknown
-        tag = f'"{found.sha256[:16]}"'
-        fixed = request.query_params.get("v") == found.sha256[:12]
-        caching = "private, max-age=31536000, immutable" if fixed else "private, no-cache"
-        headers = {"ETag": tag, "Cache-Control": caching}
-        if matches(request.headers.getlist("if-none-match"), tag):
-            return Response(status_code=304, headers=headers)
-        return Response(found.data, media_type="image/jpeg", headers=headers)
+            raise Problem(404, "unknown_id", f"the gallery has no thumbnail of image {id_}", param="id")
+        return thumbnail_reply(request, found)
 
     router.add_route("/search", search, methods=["POST"])
     router.add_route("/thumbnails/{image_id}", thumbnail, methods=["GET"])
@@ -156,6 +148,7 @@ def _add_health(router: APIRouter, service: Service) -> None:
         return JsonReply({"status": reason or "ready"}, 503 if reason else 200)
 
     async def prometheus(_: Request) -> Response:
+        await service.measure_galleries()
         return Response(service.metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     for path in ("/health", "/health/live"):
@@ -175,7 +168,7 @@ def hit_json(hit: Hit, model: str | None = None) -> dict[str, Any]:
     }
 
 
-def thumbnail_url(hit: Hit, model: str | None = None) -> str:
+def thumbnail_url(hit: Hit | Item, model: str | None = None) -> str:
     """The picture's digest is in the URL, so a browser may keep it for ever."""
     url = f"/thumbnails/{hit.id}?v={hit.sha256[:12]}"
     return url if model is None else f"{url}&model={quote(model, safe='')}"

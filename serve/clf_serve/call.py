@@ -13,7 +13,7 @@ _KEY = "clf.call"
 
 class Stage(NamedTuple):
     name: str
-    """One of read, decode, queue, inference, search, write."""
+    """One of read, decode, queue, inference, search, store, write."""
     start: float
     """On the monotonic clock, in seconds."""
     end: float

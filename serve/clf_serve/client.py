@@ -4,6 +4,8 @@
         vectors = client.embed(["a.jpg", "b.png"])                     # (2, D) float32, unit length
         vectors, paths, skipped = client.embed_folder("photos/")
         hits = client.search("a.jpg", k=5)
+        pets = client.gallery("pets")                                  # search, upsert, delete and more
+        hits = pets.search("a.jpg", where={"label": "cat"}, k=5)
 
 :class:`AsyncClient` has the same methods, to be awaited under asyncio. Errors are those of :mod:`clf_serve.exchange`,
 and ``clf.errors.ImageError`` for a file that cannot be used.
@@ -24,6 +26,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from numpy.typing import ArrayLike
 
+from clf_serve.connection import connection_options, grow
 from clf_serve.exchange import (
     BusyServerError,
     Call,
@@ -41,6 +44,8 @@ from clf_serve.exchange import (
     Wait,
     WrongKeyError,
 )
+from clf_serve.gallery_client import AsyncRemoteGallery, RemoteGallery
+from clf_serve.gallery_talks import GalleryHit, GalleryImage, Stored, Weighted, galleries
 from clf_serve.punctual import keep_time
 from clf_serve.talks import FolderVectors, Neighbour, Skipped, Talks
 from clf_serve.uploads import Source
@@ -51,18 +56,20 @@ __all__ = [
     "Client",
     "ClientError",
     "FolderVectors",
+    "GalleryHit",
+    "GalleryImage",
     "Neighbour",
     "RefusedError",
     "RefusedImageError",
     "Skipped",
+    "Stored",
     "UnexpectedReplyError",
     "UnreachableError",
+    "Weighted",
     "WrongKeyError",
 ]
 
 T = TypeVar("T")
-
-_MOST_REPLY = 256 * 2**20  # bytes, unpacked
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: a sibling failed, and this one need not go on
@@ -104,7 +111,7 @@ class Client:
     ) -> None:
         self._talks = Talks(model, batch_size, in_flight, Patience(attempts, timeout, deadline))
         options: dict[str, Any] = {"verify": verify, "transport": transport}
-        self._http = httpx.Client(**_options(url, api_key, in_flight), **options)
+        self._http = httpx.Client(**connection_options(url, api_key, in_flight), **options)
         self._clock = keep_time(self._http)
 
     def embed(self, images: Source | Iterable[Source]) -> Vectors:
@@ -153,6 +160,14 @@ class Client:
             ImageError: as :meth:`embed`.
         """
         return self._run(self._talks.search(image, vector, id, k))
+
+    def gallery(self, name: str) -> RemoteGallery:
+        """One of the server's galleries, by its name; nothing is asked yet."""
+        return RemoteGallery(self._talks, name, self._run)
+
+    def galleries(self) -> list[dict[str, Any]]:
+        """What the server says of its galleries: id, images, model, dim, index and more."""
+        return self._run(galleries(self._talks))
 
     def models(self) -> list[dict[str, Any]]:
         """What the server says of its models: id, dim, image_size, sha256, limits and more."""
@@ -210,7 +225,7 @@ class Client:
         with asked as reply:
             body = bytearray()
             for piece in reply.iter_bytes():
-                _grow(body, piece)
+                grow(body, piece)
                 if time.monotonic() > end:
                     raise httpx.ReadTimeout(f"no whole answer within {step.timeout:g} s", request=reply.request)
         return Reply(reply.status_code, reply.headers, bytes(body))
@@ -258,7 +273,7 @@ class AsyncClient:
     ) -> None:
         self._talks = Talks(model, batch_size, in_flight, Patience(attempts, timeout, deadline))
         options: dict[str, Any] = {"verify": verify, "transport": transport}
-        self._http = httpx.AsyncClient(**_options(url, api_key, in_flight), **options)
+        self._http = httpx.AsyncClient(**connection_options(url, api_key, in_flight), **options)
 
     async def embed(self, images: Source | Iterable[Source]) -> Vectors:
         """As :meth:`Client.embed`. An iterator is advanced on the event loop; files are read beside it."""
@@ -284,6 +299,14 @@ class AsyncClient:
     ) -> list[Neighbour]:
         """As :meth:`Client.search`."""
         return await self._drive(self._talks.search(image, vector, id, k))
+
+    def gallery(self, name: str) -> AsyncRemoteGallery:
+        """As :meth:`Client.gallery`; not to be awaited itself."""
+        return AsyncRemoteGallery(self._talks, name, self._drive)
+
+    async def galleries(self) -> list[dict[str, Any]]:
+        """As :meth:`Client.galleries`."""
+        return await self._drive(galleries(self._talks))
 
     async def models(self) -> list[dict[str, Any]]:
         """As :meth:`Client.models`."""
@@ -337,7 +360,7 @@ class AsyncClient:
         try:
             async with asyncio.timeout(step.timeout), asked as reply:
                 async for piece in reply.aiter_bytes():
-                    _grow(body, piece)
+                    grow(body, piece)
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"no whole answer within {step.timeout:g} s") from error
         return Reply(reply.status_code, reply.headers, bytes(body))
@@ -362,31 +385,3 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
         return [results[place] for place in range(len(results))]
-
-
-def _grow(body: bytearray, piece: bytes) -> None:
-    body += piece
-    if len(body) > _MOST_REPLY:
-        raise UnexpectedReplyError(f"the server's answer is longer than {_MOST_REPLY / 2**20:g} MiB")
-
-
-def _options(url: str, api_key: str | None, in_flight: int) -> dict[str, Any]:
-    """What both of httpx's clients are made with."""
-    base = url.strip().rstrip("/").removesuffix("/v1")
-    try:
-        parsed = httpx.URL(base)
-    except httpx.InvalidURL as error:
-        raise ClientError(f"{url!r} is not the URL of a server: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ClientError(f"{url!r} is not the URL of a server; it looks like http://127.0.0.1:8000")
-    headers = {"User-Agent": "clf-vision"}
-    if api_key is not None:
-        if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
-            raise ClientError("the API key has spaces around it, line ends, or characters that are not ASCII")
-        headers["Authorization"] = f"Bearer {api_key}"
-    return {
-        "base_url": parsed,
-        "headers": headers,
-        "follow_redirects": False,  # the key is for this server alone
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=in_flight + 4),
-    }

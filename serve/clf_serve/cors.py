@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clf.errors import ServeError
 
-METHODS = ("GET", "HEAD", "POST")
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key"),
     *("Inference-Header-Content-Length", "traceparent", "tracestate"),

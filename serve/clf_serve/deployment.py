@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from clf.errors import ClfError, ImageError
 from clf_serve.backends.base import DeviceMemoryError
@@ -17,14 +17,16 @@ from clf_serve.batcher import Batcher
 from clf_serve.call import Call
 from clf_serve.engine import Decoding, Engine, Pixels, VariantName, Vectors
 from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery.store import Hit
 from clf_serve.limits import ServeLimits
+from clf_serve.lookups import Lookups
 from clf_serve.metrics import Metrics
 from clf_serve.priority import apart
 from clf_serve.problems import Problem, too_late
 from clf_serve.runtime import Provider, usable_cores
-from clf_serve.gallery.store import Hit
 from clf_serve.worker import Worker
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _FRESH = 30.0  # seconds; a success this recent proves that the model works
 _PROBE = 5.0  # seconds that a probe of an idle model may take
@@ -97,9 +99,17 @@ class Deployment:
     Args:
         opened: the model, and its gallery, which the deployment closes when it is stopped.
         decoders: threads that decode images; may be shared.
+        lookups: threads that search; may be shared.
     """
 
-    def __init__(self, opened: Opened, limits: ServeLimits, metrics: Metrics, decoders: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        limits: ServeLimits,
+        metrics: Metrics,
+        decoders: ThreadPoolExecutor,
+        lookups: Lookups | None = None,
+    ) -> None:
         self.engine = opened.engine
         self.gallery = opened.gallery
         self._opened = opened
@@ -111,6 +121,7 @@ class Deployment:
         self._limits = limits
         self._metrics = metrics
         self._decoders = decoders
+        self._lookups = lookups or Lookups(limits, metrics)
         self._cores = usable_cores()
         self._warming: Worker | None = None
         self._users = 0
@@ -171,20 +182,47 @@ class Deployment:
             _log.warning("a replaced model was still in use after %g s and is closed now", seconds)
         await self.stop()
 
-    async def embed(self, blobs: Sequence[bytes | Path], call: Call) -> Vectors:
+    async def embed(self, blobs: Sequence[bytes | Path], call: Call, names: Sequence[str] | None = None) -> Vectors:
         """Vectors (n, D) of n encoded images.
+
+        Args:
+            names: of the images in the request, for ``param``.
 
         Raises:
             Problem: an image that cannot be used, named by ``param``; too many; no room; too late; shutting down.
+        """
+        names = names or [f"input[{index}]" for index in range(len(blobs))]
+
+        def prepare(blob: bytes | Path) -> tuple[Pixels, None]:
+            return self.engine.prepare(blob, self._limits.image), None
+
+        return (await self.embed_with(blobs, names, call, prepare))[0]
+
+    async def embed_with(
+        self,
+        blobs: Sequence[bytes | Path],
+        names: Sequence[str],
+        call: Call,
+        prepare: Callable[[bytes | Path], tuple[Pixels, T]],
+    ) -> tuple[Vectors, list[T]]:
+        """Vectors (n, D) of n encoded images, and what else ``prepare`` makes of each.
+
+        Args:
+            names: of the images in the request, for ``param``.
+            prepare: called in a decoder's thread; raises ImageError.
+
+        Raises:
+            Problem: as :meth:`embed`.
         """
         self._check_number(len(blobs))
         with self.batcher.admitted(len(blobs), call.deadline):
             start = time.monotonic()
             try:
-                pixels = await self._decode(blobs, call)
+                prepared = await self._decode(blobs, names, call, prepare)
             finally:
                 self._metrics.stage("decode").observe(call.since("decode", start))
-            return await self._run(pixels, call)
+            vectors = await self._run([pixels for pixels, _ in prepared], call)
+        return vectors, [rest for _, rest in prepared]
 
     async def embed_pixels(self, pixels: Sequence[Pixels], call: Call) -> Vectors:
         """Vectors (n, D) of images that are prepared already, (S, S, 3) uint8 each.
@@ -198,12 +236,18 @@ class Deployment:
 
     async def neighbours(self, vector: Vectors, k: int, call: Call, *, but: int | None = None) -> list[Hit]:
         """The k nearest images of the gallery, without the image ``but``."""
-        self._check_warm()
         gallery = self.require_gallery()
-        start = time.monotonic()
-        hits = await asyncio.to_thread(gallery.search, vector, k + (but is not None))
-        self._metrics.stage("search").observe(call.since("search", start))
-        return [hit for hit in hits if hit.id != but][:k]
+        left_out = () if but is None else (but,)
+        return await self.look_up(lambda: gallery.search(vector, k, but=left_out), call)
+
+    async def look_up(self, work: Callable[[], T], call: Call) -> T:
+        """What ``work`` finds in the gallery, in one of the threads for that.
+
+        Raises:
+            Problem: 429, 503.
+        """
+        self._check_warm()
+        return await self._lookups(work, call)
 
     async def vector(self, id_: int) -> Vectors:
         """The stored vector of a gallery's image. Raises Problem 404."""
@@ -261,14 +305,25 @@ class Deployment:
         self._metrics.images.inc(len(pixels))
         return vectors
 
-    async def _decode(self, blobs: Sequence[bytes | Path], call: Call) -> list[Pixels]:
+    async def _decode(
+        self,
+        blobs: Sequence[bytes | Path],
+        names: Sequence[str],
+        call: Call,
+        prepare: Callable[[bytes | Path], tuple[Pixels, T]],
+    ) -> list[tuple[Pixels, T]]:
         """Not more of one request at a time than there are cores, so that a large one does not hold up all others."""
         loop = asyncio.get_running_loop()
         turns = asyncio.Semaphore(self._cores)
 
-        async def decode(blob: bytes | Path) -> Pixels:
+        def in_time(blob: bytes | Path) -> tuple[Pixels, T]:
+            if not call.left:
+                raise too_late(self._limits.timeout)
+            return prepare(blob)
+
+        async def decode(blob: bytes | Path) -> tuple[Pixels, T]:
             async with turns:
-                return await loop.run_in_executor(self._decoders, self._prepare, blob, call)
+                return await loop.run_in_executor(self._decoders, in_time, blob)
 
         tasks = [asyncio.ensure_future(decode(blob)) for blob in blobs]
         try:
@@ -276,20 +331,15 @@ class Deployment:
         finally:
             for task in tasks:
                 task.cancel()  # those that have not begun
-        pixels = []
+        prepared = []
         for index, result in enumerate(results):
             if isinstance(result, ImageError):
                 words = str(result) if len(blobs) == 1 else f"image {index} of the request: {result}"
-                raise Problem(422, "invalid_image", words, param=f"input[{index}]")
+                raise Problem(422, "invalid_image", words, param=names[index])
             if isinstance(result, BaseException):
                 raise result
-            pixels.append(result)
-        return pixels
-
-    def _prepare(self, blob: bytes | Path, call: Call) -> Pixels:
-        if not call.left:
-            raise too_late(self._limits.timeout)
-        return self.engine.prepare(blob, self._limits.image)
+            prepared.append(result)
+        return prepared
 
 
 async def warm_up_or_log(deployment: Deployment) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
+from clf_serve.doc_examples import examples
 from clf_serve.style import PALETTE, VIEWPORT
 
 _CSS = """
@@ -19,45 +21,15 @@ table { border-collapse: collapse; margin: 8px 0 0; font-size: 13px; } summary {
 td { padding: 2px 12px 2px 0; vertical-align: top; } td:first-child { font-family: ui-monospace, monospace; }
 details { margin: 8px 0 0; }
 """
-_RAW = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
-_POST_JSON = "curl -d @- -H 'Content-Type: application/json'"
-EXAMPLES = {
-    "/v1/embeddings": [
-        _RAW + " {base}/v1/embeddings",
-        _RAW + " -H 'Accept: application/x-npy' -o vectors.npy '{base}/v1/embeddings?dimensions=2'",
-        "curl -F a=@photo.jpg -F b=@other.png -F encoding_format=base64 {base}/v1/embeddings",
-        'printf \'{{"input": ["data:image/jpeg;base64,%s"], "model": "{model}"}}\' "$(base64 -w0 photo.jpg)" |\n  '
-        + _POST_JSON
-        + " {base}/v1/embeddings",
-        'printf \'{{"input": [{{"image": "%s"}}]}}\' "$(base64 -w0 photo.jpg)" |\n  '
-        + _POST_JSON
-        + " {base}/v1/embeddings",
-    ],
-    "/v1/embedding/image": ["curl -F images=@photo.jpg -F images=@other.png {base}/v1/embedding/image"],
-    "/v2/models/{model}/infer": [
-        'printf \'{{"inputs": [{{"name": "encoded", "shape": [1], "datatype": "BYTES", "data": ["%s"]}}]}}\' '
-        '"$(base64 -w0 photo.jpg)" |\n  ' + _POST_JSON + " '{base}/v2/models/{model}/infer'",
-        "curl --data-binary @photo.jpg -H 'Inference-Header-Content-Length: 0' '{base}/v2/models/{model}/infer'",
-    ],
-    "/v1/models": ["curl {base}/v1/models"],
-}
-"""Commands by path, for a shell in a folder with photo.jpg and other.png."""
-GALLERY_EXAMPLES = {
-    "/search": [
-        _RAW + " '{base}/search?k=5'",
-        "curl -F image=@photo.jpg -F k=5 {base}/search",
-        "curl -d '{{\"id\": 1, \"k\": 5}}' -H 'Content-Type: application/json' {base}/search",
-    ],
-    "/thumbnails/{image_id}": ["curl -o thumbnail.jpg {base}/thumbnails/1"],
-}
-"""The same, for a server with a gallery."""
 
 
 def docs_page(openapi: dict[str, Any], base: str) -> str:
     """HTML of all routes, with examples for the server at ``base``."""
     model = next(iter(openapi["components"]["schemas"]["EmbeddingsRequest"]["properties"]["model"]["enum"]))
+    named = openapi["paths"]["/v1/galleries/{gallery}"]["get"]["parameters"][0]["schema"]
+    gallery = quote(next(iter(named.get("enum", ())), "GALLERY"), safe="")
     sections = [
-        _section(method.upper(), path, operation, base, model)
+        _section(method.upper(), path, operation, examples(path, base, model, gallery, method.upper()))
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
@@ -69,14 +41,8 @@ def docs_page(openapi: dict[str, Any], base: str) -> str:
     )
 
 
-def examples(path: str, base: str, model: str) -> list[str]:
-    """Commands that use ``path`` of the server at ``base``."""
-    lines = [*EXAMPLES.get(path, ()), *GALLERY_EXAMPLES.get(path, ())]
-    return [line.format(base=base, model=model) for line in lines]
-
-
-def _section(method: str, path: str, operation: dict[str, Any], base: str, model: str) -> str:
-    shown = "".join(f"<pre>{escape(line)}</pre>" for line in examples(path, base, model))
+def _section(method: str, path: str, operation: dict[str, Any], lines: list[str]) -> str:
+    shown = "".join(f"<pre>{escape(line)}</pre>" for line in lines)
     return (
         f"<section><h2><b>{method}</b>{escape(path)}</h2><p>{escape(operation['description'])}</p>"
         f"{shown}{_parameters(operation)}{_answers(operation)}</section>"

@@ -8,7 +8,7 @@ conversations with blocking calls and with asyncio.
     ├── UnreachableError        no connection, or it broke or took too long, at every attempt
     ├── UnexpectedReplyError    an answer that is not one of this API: another program listens there
     └── RefusedError            the server said no: status, code, param, message
-        ├── BusyServerError     429, 502, 503 or 504 at every attempt
+        ├── BusyServerError     429, 502, 503 or 504 at every attempt; or 409 while another process writes
         ├── WrongKeyError       401 or 403
         └── RefusedImageError   413 or 422 for one image; an ImageError too
 """
@@ -81,13 +81,13 @@ class RefusedError(ClientError):
 
     @property
     def index(self) -> int | None:
-        """Which image of the request is at fault: 2 where ``param`` is ``input[2]``."""
-        found = re.fullmatch(r"input\[(\d{1,9})\]", self.param or "")
+        """Which image of the request is at fault: 2 where ``param`` is ``input[2]`` or ``images[2]``."""
+        found = re.fullmatch(r"(?:input|images)\[(\d{1,9})\](?:\..*)?", self.param or "")
         return int(found[1]) if found else None
 
 
 class BusyServerError(RefusedError):
-    """Overloaded, starting, ending, or behind a gateway that cannot reach it."""
+    """Overloaded, starting, ending, behind a gateway that cannot reach it, or its gallery is being written to."""
 
 
 class WrongKeyError(RefusedError):
@@ -159,7 +159,8 @@ class Patience:
 
 
 def request(asked: Send, patience: Patience) -> Steps[Reply]:
-    """The answer to one request, which is sent again after 429, 502, 503, 504 and broken connections.
+    """The answer to one request, which is sent again after 429, 502, 503, 504, 409 of a gallery that is being
+    written to, and broken connections.
 
     Pauses grow twofold from half a second to 20 seconds and are drawn at random from their upper half, so that many
     clients do not come back together. Where the server says ``Retry-After``, the pause is never shorter; where that is
@@ -184,7 +185,7 @@ def request(asked: Send, patience: Patience) -> Steps[Reply]:
                 return reply
             retry_after = read_retry_after(reply.headers)
             failure = refusal(reply, retry_after)
-            if reply.status not in _TRIED_AGAIN:
+            if not isinstance(failure, BusyServerError):
                 raise failure
         pause = _pause(attempt, retry_after)
         if attempt >= patience.attempts or time.monotonic() + pause > end:
@@ -204,7 +205,7 @@ def refusal(reply: Reply, retry_after: float | None) -> ClientError:
     words = words if isinstance(words, dict) else {"message": words}
     texts = {name: value for name, value in words.items() if isinstance(value, str)}
     kind: type[RefusedError] = RefusedError
-    if reply.status in _TRIED_AGAIN:
+    if reply.status in _TRIED_AGAIN or (reply.status == 409 and texts.get("code") == "gallery_busy"):
         kind = BusyServerError
     elif reply.status in (401, 403):
         kind = WrongKeyError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
 
@@ -16,10 +17,20 @@ from clf_serve.problems import Problem
 _LONGEST_HEADERS = 2048  # bytes of one part's headers; reading parameters takes time with the square of their length
 
 
+class Label(NamedTuple):
+    """What a form says of one of its files."""
+
+    field: str
+    filename: str
+    content_type: str
+
+
 @dataclass
 class Form:
     files: list[bytes] = field(default_factory=list)
     """Parts with a file name or an image's Content-Type, in order, whatever they are called."""
+    labels: list[Label] = field(default_factory=list)
+    """Of each file."""
     fields: dict[str, list[str]] = field(default_factory=dict)
     """All other parts, by name."""
 
@@ -87,11 +98,16 @@ def _add(form: Form, body: bytes, start: int, end: int) -> None:
     kind = _header(body[start:split], b"content-type") or ""
     if b"filename" in options or kind.startswith(("image/", "application/octet-stream")):
         form.files.append(value)
+        form.labels.append(Label(_text(options[b"name"]), _text(options.get(b"filename", b"")), kind))
         return
     try:
         form.fields.setdefault(options[b"name"].decode(), []).append(value.decode())
     except UnicodeDecodeError:
         raise _invalid("a field is not UTF-8; a file needs a filename") from None
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 def _header(lines: bytes, name: bytes) -> str | None:

@@ -27,7 +27,7 @@ _POLICY = (
 _OPEN = frozenset(f"{top}{end}" for top in OPEN for end in ("", "/live", "/ready"))
 _COUNTED = (
     *("/v1/embeddings", "/embeddings", "/v1/embedding/image", "/v1/models", "/models", "/v2", "/search", "/thumbnails"),
-    *("/admin", "/health", "/metrics", "/docs", "/openapi.json"),
+    *("/v1/galleries", "/admin", "/health", "/metrics", "/docs", "/openapi.json"),
 )
 
 

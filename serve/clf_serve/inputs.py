@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ _OPTIONS = ("model", "encoding_format", "dimensions", "k")
 _MOST_VALUES = 2**18
 _VALUES = 16  # of JSON that an image may need
 _PIECE = 2**20  # bytes looked at in one go; other threads may run in between
-_MORE_PARTS = 100  # of a form than images
+MORE_PARTS = 100
+"""Of a form than images."""
 _NO_MODEL = "default/not-specified"  # what infinity's client sends when it is told none
 
 
@@ -107,15 +108,15 @@ def parse_embeddings(headers: Headers, query: Mapping[str, str], body: bytes, li
     Raises:
         Problem: 400, 413, 415.
     """
-    kind = _kind(headers)
+    kind = body_kind(headers)
     given = _of_query(query)
     options = _options(given)
     if kind == "image":
         return EmbeddingsRequest([body], options)
     if kind == "form":
-        form = read_form(headers["content-type"], body, limits.max_images + _MORE_PARTS)
+        form = read_form(headers["content-type"], body, limits.max_images + MORE_PARTS)
         return EmbeddingsRequest(
-            [*form.files, *_urls_of(form, limits)], _options(_merged(given, _of_query(form.last())))
+            [*form.files, *urls_of(form, limits)], _options(_merged(given, _of_query(form.last())))
         )
     tree = read_json(body, max(_MOST_VALUES, _VALUES * limits.max_images))
     given = _merged(given, tree)
@@ -124,14 +125,14 @@ def parse_embeddings(headers: Headers, query: Mapping[str, str], body: bytes, li
 
 def parse_search(headers: Headers, query: Mapping[str, str], body: bytes, limits: ServeLimits) -> SearchRequest:
     """Raises Problem 400, 415."""
-    kind = _kind(headers)
+    kind = body_kind(headers)
     given = _of_query(query)
     k, model = _k(given.get("k"), limits), _model(given.get("model"))
     if kind == "image":
         return SearchRequest(k, model, body)
     if kind == "form":
-        form = read_form(headers["content-type"], body, limits.max_images + _MORE_PARTS)
-        sources: list[Source] = [*form.files, *_urls_of(form, limits)]
+        form = read_form(headers["content-type"], body, limits.max_images + MORE_PARTS)
+        sources: list[Source] = [*form.files, *urls_of(form, limits)]
         if len(sources) != 1:
             raise Problem(400, "one_image", f"a search takes one image, not {len(sources)}", param="image")
         given = _merged(given, _of_query(form.last()))
@@ -146,25 +147,25 @@ def parse_search(headers: Headers, query: Mapping[str, str], body: bytes, limits
         return SearchRequest(k, model, image_of(tree["image"], "image", limits.allow_urls))
     if asked == ["vector"]:
         return SearchRequest(k, model, vector=tree["vector"])
-    id_ = _whole(tree["id"])
+    id_ = whole(tree["id"])
     if id_ is None or not -(2**63) <= id_ < 2**63:
         raise Problem(400, "invalid_id", "id must be an integer", param="id")
     return SearchRequest(k, model, id=id_)
 
 
-def unit_vector(value: Any, dim: int) -> Vectors:
+def unit_vector(value: Any, dim: int, param: str = "vector") -> Vectors:
     """(dim,) float32. Any direction will do: it is brought to unit length, as scores are cosines.
 
     Raises:
         Problem: 400 it is no list of so many finite numbers, or has no direction.
     """
-    wanted = f"vector must be a list of {dim} finite numbers, not all zero"
+    wanted = f"{param} must be a list of {dim} finite numbers, not all zero"
     if not isinstance(value, list) or len(value) != dim or not all(type(x) in (int, float) for x in value):
-        raise Problem(400, "invalid_vector", wanted, param="vector")
+        raise Problem(400, "invalid_vector", wanted, param=param)
     vector = np.array(value, np.float64)
     scale = np.abs(vector).max()
     if not 0 < scale < np.inf:
-        raise Problem(400, "invalid_vector", wanted, param="vector")
+        raise Problem(400, "invalid_vector", wanted, param=param)
     vector = vector / scale  # so that no square over- or underflows
     unit: Vectors = (vector / np.linalg.norm(vector)).astype(np.float32)
     return unit
@@ -196,22 +197,27 @@ def read_json(body: bytes | memoryview, most: int = _MOST_VALUES) -> dict[str, A
     return tree
 
 
-def _kind(headers: Headers) -> Literal["json", "form", "image"]:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return "json"
-    if kind == "multipart/form-data":
-        return "form"
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        return "image"
-    raise Problem(
-        415,
-        "unsupported_content_type",
-        f"Content-Type is {kind or 'missing'}; send application/json, multipart/form-data or image/*",
-    )
+BodyKind = Literal["json", "form", "image"]
 
 
-def _urls_of(form: Form, limits: ServeLimits) -> list[Url]:
+def body_kind(headers: Headers, kinds: Sequence[BodyKind] = ("json", "form", "image")) -> BodyKind:
+    """What a body is, of those that may be. Raises Problem 415."""
+    name = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind: BodyKind | None = None
+    if name == "application/json":
+        kind = "json"
+    elif name == "multipart/form-data":
+        kind = "form"
+    elif name.startswith("image/") or name == "application/octet-stream":
+        kind = "image"
+    if kind in kinds and kind is not None:
+        return kind
+    wanted = {"json": "application/json", "form": "multipart/form-data", "image": "image/*"}
+    text = f"Content-Type is {name or 'missing'}; send {' or '.join(wanted[each] for each in kinds)}"
+    raise Problem(415, "unsupported_content_type", text)
+
+
+def urls_of(form: Form, limits: ServeLimits) -> list[Url]:
     """Nomic's field ``urls``, one address each."""
     addresses = form.fields.get("urls", [])
     found = [image_of({"url": address}, f"urls[{i}]", limits.allow_urls) for i, address in enumerate(addresses)]
@@ -262,7 +268,7 @@ def _dimensions(value: Any) -> int | None:
     """0, which infinity's client sends when it is told none, means all."""
     if value is None:
         return None
-    number = _whole(value)
+    number = whole(value)
     if number is None or number < 0:
         raise Problem(400, "invalid_dimensions", "dimensions must be an integer of at least 1", param="dimensions")
     return number or None
@@ -271,13 +277,13 @@ def _dimensions(value: Any) -> int | None:
 def _k(value: Any, limits: ServeLimits) -> int:
     if value is None:
         return 10
-    number = _whole(value)
+    number = whole(value)
     if number is None or not 1 <= number <= limits.max_k:
         raise Problem(400, "invalid_k", f"k must be an integer from 1 to {limits.max_k}", param="k")
     return number
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """In JSON 2 and 2.0 are the same number."""
     if type(value) is float and value.is_integer():
         return int(value)

@@ -27,6 +27,8 @@ class ServeLimits:
     """Seconds from the first byte of a request to its answer."""
     allow_urls: bool = False
     """Whether images may be named by URL, which the server then fetches."""
+    writable: bool = False
+    """Whether callers may change the galleries."""
 
     @property
     def image(self) -> Limits:

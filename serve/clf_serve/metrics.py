@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from clf.errors import missing_extra
 
 try:
@@ -39,8 +41,20 @@ class Metrics:
             "clf_stage_seconds", "Time of each stage.", ("stage",), registry=registry, buckets=_SECONDS
         )
 
+        self._searches = Counter("clf_gallery_searches", "Searches in a gallery.", ("gallery",), registry=registry)
+        self._changes = Counter(
+            "clf_gallery_changes",
+            "Images of a gallery that were created, replaced, changed or deleted over HTTP.",
+            ("gallery", "change"),
+            registry=registry,
+        )
+        self._images = Gauge("clf_gallery_images", "Images of a gallery.", ("gallery",), registry=registry)
+        self._recall = Gauge(
+            "clf_gallery_index_recall", "Measured recall@10 of its index.", ("gallery",), registry=registry
+        )
+
     def stage(self, name: str) -> Histogram:
-        """The histogram of one of read, decode, queue, inference, search."""
+        """The histogram of one of read, decode, queue, inference, search, store."""
         return self._stages.labels(name)
 
     def answered(self, route: str, status: int) -> None:
@@ -54,6 +68,23 @@ class Metrics:
 
     def reloaded(self, outcome: str) -> None:
         self._reloads.labels(outcome).inc()
+
+    def searched(self, gallery: str) -> None:
+        """Args: gallery: one that is served, so that there are no more series than galleries."""
+        self._searches.labels(gallery).inc()
+
+    def changed(self, gallery: str, change: str, images: int) -> None:
+        if images:
+            self._changes.labels(gallery, change).inc(images)
+
+    def galleries(self, facts: Mapping[str, tuple[int, float | None]]) -> None:
+        """Args: facts: the images and the recall of each gallery; those of others are forgotten."""
+        self._images.clear()
+        self._recall.clear()
+        for gallery, (images, recall) in facts.items():
+            self._images.labels(gallery).set(images)
+            if recall is not None:
+                self._recall.labels(gallery).set(recall)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

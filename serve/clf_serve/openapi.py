@@ -9,30 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from clf import __version__
+from clf_serve.gallery_schemas import gallery_schemas
 from clf_serve.kserve import LENGTH, VERSION
+from clf_serve.openapi_galleries import gallery_paths, thumbnail
+from clf_serve.openapi_parts import BINARY, IMAGE_BODIES, JSON, REFUSALS, answer, body, get, headers, in_path, post
 from clf_serve.schemas import Schema, parameter, ref, schemas
 from clf_serve.service import Service
 
-_JSON = "application/json"
-_BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 _FILE = {"contentType": "image/*"}
-_REFUSALS = {
-    400: "The request is malformed, or an input is text.",
-    401: "A valid API key is needed.",
-    403: "The server has no API keys.",
-    404: "There is no such model, image or gallery.",
-    408: "The body did not arrive in time.",
-    409: "A model could not be opened or does not work; it goes on as it was.",
-    413: "Too many bytes or images.",
-    415: "The Content-Type or Content-Encoding is not understood.",
-    422: "An image cannot be decoded, has too many pixels, or has no finite embedding.",
-    429: "There is no room; Retry-After says how long the present work will take.",
-    500: "An error in the server.",
-    503: "Warming up, shutting down, or no answer within the deadline.",
-    504: "An image's URL did not answer in time.",
-}
-_POSTED = (400, 404, 408, 413, 415, 422, 429)
-_IMAGE_BODIES = {"image/*": _BINARY, "application/octet-stream": _BINARY}
 OPEN = ("/health", "/v2/health")
 """Paths that need no key begin so."""
 
@@ -45,9 +29,13 @@ def document(service: Service, *, secured: bool) -> dict[str, Any]:
     """
     limits, models = service.limits, service.models
     dim = max(model.engine.dim for model in models.values())
+    galleries = service.galleries
     components = schemas(list(models), dim, limits.max_images, limits.max_k)
+    dims = {deployment.engine.dim for deployment in galleries.values()} or {dim}
+    components |= gallery_schemas(dims, limits.max_images, limits.max_k)
     paths = {**_embeddings(components), **_search(components), **_operation(components)}
-    named = _in_path("model", list(models))
+    paths |= gallery_paths(list(galleries), components)
+    named = in_path("model", list(models))
     paths |= {**_models(named), **_kserve(named)}
     for path, operations in paths.items():
         for operation in operations.values():
@@ -87,16 +75,16 @@ _HEADERS: dict[str, Schema] = {
 
 
 def _embeddings(components: dict[str, Schema]) -> dict[str, Any]:
-    body = _body(
+    content = body(
         {
-            _JSON: {"schema": ref("EmbeddingsRequest")},
+            JSON: {"schema": ref("EmbeddingsRequest")},
             "multipart/form-data": {"schema": ref("EmbeddingsForm"), "encoding": {"images": _FILE}},
-            **_IMAGE_BODIES,
+            **IMAGE_BODIES,
         }
     )
     options = [parameter(name, components) for name in ("model", "encoding_format", "dimensions")]
-    raw = _headers("X-Shape", "X-Dtype", "Server-Timing")
-    kinds = {_JSON: {"schema": ref("Embeddings")}, "application/x-npy": _BINARY, "application/octet-stream": _BINARY}
+    raw = headers("X-Shape", "X-Dtype", "Server-Timing")
+    kinds = {JSON: {"schema": ref("Embeddings")}, "application/x-npy": BINARY, "application/octet-stream": BINARY}
     ok = {"description": "Embeddings of unit length, in order.", "headers": raw, "content": kinds}
     text = (
         "Vectors of images, in the shape of OpenAI's API. Accept chooses the reply: JSON, a .npy file, or the bare "
@@ -104,75 +92,62 @@ def _embeddings(components: dict[str, Schema]) -> dict[str, Any]:
     )
     paths = {}
     for path, summary in (("/v1/embeddings", "Embeddings of images"), ("/embeddings", "The same without a version")):
-        paths[path] = {"post": _post(summary, text, ok, 504, requestBody=body, parameters=options)}
-    nomic = _answer("NomicEmbeddings", "Server-Timing")
+        paths[path] = {"post": post(summary, text, ok, 504, requestBody=content, parameters=options)}
+    nomic = answer("NomicEmbeddings", "Server-Timing")
     words = "The same in the shape of Nomic's API: files as images, or addresses as urls where the server allows them."
     paths["/v1/embedding/image"] = {
-        "post": _post("Embeddings, as Nomic has them", words, nomic, 504, requestBody=body, parameters=options)
+        "post": post("Embeddings, as Nomic has them", words, nomic, 504, requestBody=content, parameters=options)
     }
     return paths
 
 
 def _search(components: dict[str, Schema]) -> dict[str, Any]:
     form = {"schema": ref("SearchForm"), "encoding": {"image": _FILE}}
-    body = _body({_JSON: {"schema": ref("SearchRequest")}, "multipart/form-data": form, **_IMAGE_BODIES})
+    content = body({JSON: {"schema": ref("SearchRequest")}, "multipart/form-data": form, **IMAGE_BODIES})
     model = parameter("model", components)
     options = [parameter("k", components), model]
     text = "The images of the gallery nearest to an image, a vector or one of its own images, best first."
-    picture = {
-        "description": "A small JPEG.",
-        "headers": _headers("ETag", "Cache-Control"),
-        "content": {"image/jpeg": _BINARY},
-    }
-    unchanged = {"description": "As If-None-Match has it.", "headers": _headers("ETag", "Cache-Control")}
     identity = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
-    about = [
-        {"name": "image_id", "in": "path", "required": True, "schema": identity},
-        {"name": "v", "in": "query", "schema": {"type": "string"}, "description": "Of its digest; may be kept then."},
-        {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}},
-        model,
-    ]
-    thumbnail = _get("Thumbnail", "A small JPEG of one image of the gallery.", picture, 400, 404, parameters=about)
-    thumbnail["responses"]["304"] = unchanged
-    found = _answer("Hits", "Server-Timing")
+    about = [{"name": "image_id", "in": "path", "required": True, "schema": identity}, model]
+    found = answer("Hits", "Server-Timing")
     return {
-        "/search": {"post": _post("Nearest images", text, found, 504, requestBody=body, parameters=options)},
-        "/thumbnails/{image_id}": {"get": thumbnail},
+        "/search": {"post": post("Nearest images", text, found, 504, requestBody=content, parameters=options)},
+        "/thumbnails/{image_id}": {"get": thumbnail(about)},
     }
 
 
 def _models(named: Schema) -> dict[str, Any]:
     text = "The models that are served, and what is known of them."
-    one = _get("Model", "One model, and what is known of it.", _answer("Model"), 404, parameters=[named])
+    one = get("Model", "One model, and what is known of it.", answer("Model"), 404, parameters=[named])
     return {
-        "/v1/models": {"get": _get("Models", text, _answer("Models"))},
-        "/models": {"get": _get("The same without a version", text, _answer("Models"))},
+        "/v1/models": {"get": get("Models", text, answer("Models"))},
+        "/models": {"get": get("The same without a version", text, answer("Models"))},
         "/v1/models/{model}": {"get": one},
     }
 
 
 def _operation(components: dict[str, Schema]) -> dict[str, Any]:
-    live = _get("Alive", "200 while the process is worth keeping.", _answer("Status"), _or("Status"))
+    live = get("Alive", "200 while the process is worth keeping.", answer("Status"), _or("Status"))
     text = "200 when images are embedded: one was in the last 30 s, or a test image just now."
-    ready = _get("Ready", text, _answer("Status"), _or("Status"))
+    ready = get("Ready", text, answer("Status"), _or("Status"))
     numbers = {
         "description": "The text format of Prometheus.",
         "content": {"text/plain": {"schema": {"type": "string"}}},
     }
-    reload = _get(
+    reload = get(
         "Reload",
         "Opens a model (by default every one) and its gallery again, and puts it in the place of the old one.",
-        _answer("Reloaded"),
+        answer("Reloaded"),
         403,
         404,
         409,
         parameters=[parameter("model", components)],
     )
     return {
-        "/health": {"get": _get("Alive", "As /health/live.", _answer("Status"), _or("Status"))},
+        "/health": {"get": get("Alive", "As /health/live.", answer("Status"), _or("Status"))},
         "/health/live": {"get": live},
         "/health/ready": {"get": ready},
-        "/metrics": {"get": _get("Metrics", "Counters and times for Prometheus.", numbers)},
+        "/metrics": {"get": get("Metrics", "Counters and times for Prometheus.", numbers)},
         "/admin/reload": {"post": reload},
     }
 
@@ -184,23 +159,23 @@ def _kserve(named: Schema) -> dict[str, Any]:
         "schema": {"type": "integer", "minimum": 0},
         "description": "Bytes of JSON before the binary data; 0: the whole body is one image file.",
     }
-    body = _body({_JSON: {"schema": ref("V2Request")}, "application/octet-stream": _BINARY})
+    content = body({JSON: {"schema": ref("V2Request")}, "application/octet-stream": BINARY})
     ok = {
         "description": "Embeddings of unit length, in order; in binary where it was asked for.",
-        "headers": _headers("Server-Timing", LENGTH),
-        "content": {_JSON: {"schema": ref("V2Reply")}, "application/octet-stream": _BINARY},
+        "headers": headers("Server-Timing", LENGTH),
+        "content": {JSON: {"schema": ref("V2Reply")}, "application/octet-stream": BINARY},
     }
     ready = _or("V2Ready")
     paths: dict[str, Any] = {
-        "/v2": {"get": _get("Server", "The server's name and extensions.", _answer("V2Server"))},
-        "/v2/health/live": {"get": _get("Alive", "As /health/live.", _answer("V2Live"), _or("V2Live"))},
-        "/v2/health/ready": {"get": _get("Ready", "As /health/ready.", _answer("V2Ready"), ready)},
-        "/v2/models/stats": {"get": _get("Statistics", "Of all models.", _answer("V2Stats"))},
-        "/v2/repository/index": {"post": _get("Models", "As Triton lists them.", _answer("V2Index"))},
+        "/v2": {"get": get("Server", "The server's name and extensions.", answer("V2Server"))},
+        "/v2/health/live": {"get": get("Alive", "As /health/live.", answer("V2Live"), _or("V2Live"))},
+        "/v2/health/ready": {"get": get("Ready", "As /health/ready.", answer("V2Ready"), ready)},
+        "/v2/models/stats": {"get": get("Statistics", "Of all models.", answer("V2Stats"))},
+        "/v2/repository/index": {"post": get("Models", "As Triton lists them.", answer("V2Index"))},
     }
     for base, places in (
         ("/v2/models/{model}", [named]),
-        ("/v2/models/{model}/versions/{version}", [named, _in_path("version", [VERSION])]),
+        ("/v2/models/{model}/versions/{version}", [named, in_path("version", [VERSION])]),
     ):
         of_model: list[tuple[str, str, str, str, tuple[int | dict[str, Any], ...]]] = [
             ("", "Model", "Its inputs and outputs.", "V2Model", (404,)),
@@ -209,24 +184,11 @@ def _kserve(named: Schema) -> dict[str, Any]:
             ("/stats", "Statistics", "Of calls of infer, as Triton's; times in ns.", "V2Stats", (404,)),
         ]
         for path, summary, text, schema, refusals in of_model:
-            paths[base + path] = {"get": _get(summary, text, _answer(schema), *refusals, parameters=places)}
+            paths[base + path] = {"get": get(summary, text, answer(schema), *refusals, parameters=places)}
         text = "Embeddings by the Open Inference Protocol, with the binary tensor data extension."
-        infer = _post("Infer", text, ok, requestBody=body, parameters=[*places, header])
+        infer = post("Infer", text, ok, requestBody=content, parameters=[*places, header])
         paths[f"{base}/infer"] = {"post": infer}
     return paths
-
-
-def _post(summary: str, text: str, ok: dict[str, Any], *refusals: int, **more: Any) -> dict[str, Any]:
-    return _get(summary, text, ok, *_POSTED, *refusals, **more)
-
-
-def _get(summary: str, text: str, ok: dict[str, Any], *refusals: int | dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Args: refusals: statuses; or a response for 503 that is no error but another answer."""
-    responses: dict[str, Any] = {"200": ok}
-    for refusal in (*refusals, 500, 503):
-        status = 503 if isinstance(refusal, dict) else refusal
-        responses.setdefault(str(status), refusal if isinstance(refusal, dict) else {"description": _REFUSALS[refusal]})
-    return {"summary": summary, "description": text, "responses": responses, **more}
 
 
 def _finish(path: str, operation: dict[str, Any], secured: bool) -> None:
@@ -237,35 +199,19 @@ def _finish(path: str, operation: dict[str, Any], secured: bool) -> None:
             operation["security"] = []
         else:
             operation["security"] = [{"bearer": []}, {"header": []}, {"basic": []}]
-            responses["401"] = {"description": _REFUSALS[401], "headers": _headers("WWW-Authenticate")}
+            responses["401"] = {"description": REFUSALS[401], "headers": headers("WWW-Authenticate")}
     error = ref("V2Error" if path.startswith("/v2") else "Error")
     for status, response in responses.items():
         response = dict(response)
-        headers = dict(response.get("headers", {})) | _headers("X-Request-ID")
+        about = dict(response.get("headers", {})) | headers("X-Request-ID")
         if int(status) >= 400:
-            response.setdefault("content", {_JSON: {"schema": error}})
-        if status in ("429", "503"):
-            headers |= _headers("Retry-After")
-        response["headers"] = headers
+            response.setdefault("content", {JSON: {"schema": error}})
+        if status in ("409", "429", "503"):
+            about |= headers("Retry-After")
+        response["headers"] = about
         responses[status] = response
-
-
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": content}
-
-
-def _answer(schema: str, *headers: str) -> dict[str, Any]:
-    return {"description": "So it is.", "content": {_JSON: {"schema": ref(schema)}}, "headers": _headers(*headers)}
 
 
 def _or(schema: str) -> dict[str, Any]:
     either = {"anyOf": [ref(schema), ref("V2Error" if schema.startswith("V2") else "Error")]}
-    return {"description": "It is not so.", "content": {_JSON: {"schema": either}}}
-
-
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
-def _in_path(name: str, values: list[str]) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"enum": values}}
+    return {"description": "It is not so.", "content": {JSON: {"schema": either}}}

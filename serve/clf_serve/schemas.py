@@ -116,7 +116,7 @@ def _requests(models: list[str], dim: int, most: int) -> dict[str, Schema]:
             "type": "object",
             "description": "Files under any names, in the order of their embeddings.",
             "required": ["images"],
-            "properties": {"images": files, **{name: _written(each) for name, each in options.items()}},
+            "properties": {"images": files, **{name: written(each) for name, each in options.items()}},
         },
         "SearchRequest": {
             "type": "object",
@@ -128,14 +128,14 @@ def _requests(models: list[str], dim: int, most: int) -> dict[str, Schema]:
             "required": ["image"],
             "properties": {
                 "image": {"type": "string", "format": "binary"},
-                "k": _written(k),
-                "model": _written(model),
+                "k": written(k),
+                "model": written(model),
             },
         },
     }
 
 
-def _written(schema: Schema) -> Schema:
+def written(schema: Schema) -> Schema:
     """As a form or a URL has it, where there is no null."""
     changed = dict(schema)
     if "enum" in changed:

@@ -12,7 +12,7 @@ import ssl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,6 +58,7 @@ class Options:
     decoding: Decoding = "exact"
     samples: Path | None = None
     limits: ServeLimits = field(default_factory=ServeLimits)
+    writable: bool = False
     origins: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -109,7 +110,8 @@ def _run(models: Sequence[Path], galleries: Sequence[Path], options: Options) ->
         tracing, remark = start_tracing(options.otlp)
         if tracing is not None:
             stack.callback(tracing.stop)
-        service = Service(sources(models, galleries, options), options.limits)
+        limits = replace(options.limits, writable=options.writable)
+        service = Service(sources(models, galleries, options), limits)
         outside = Outside(origins, options.access_log, options.log_clients, tracing.tracer if tracing else None)
         context = tls.context() if tls else None
         app = create_app(service, ui=options.ui, api_keys=keys, outside=outside)
@@ -264,7 +266,8 @@ def _greeting(service: Service, listener: socket.socket, ui: bool, keys: bool, t
     about = "; ".join(map(_about, service.models.values()))
     lines = [f"serving {about} on {base}" + (" (page and API)" if ui else ""), f"API: {base}/docs"]
     if not keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        lines.append("anyone who reaches this address can use it: set CLF_API_KEYS to ask for a key")
+        use = "use it and change its galleries" if service.limits.writable else "use it"
+        lines.append(f"anyone who reaches this address can {use}: set CLF_API_KEYS to ask for a key")
     return lines
 
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from clf.errors import ClfError, ServeError, did_you_mean
 from clf_serve.deployment import Deployment, Opened, Source, warm_up_or_log
+from clf_serve.gallery import Gallery
+from clf_serve.gallery_memory import Memory
+from clf_serve.ingest import Ingest
 from clf_serve.limits import Budget, ServeLimits
+from clf_serve.lookups import Lookups
 from clf_serve.metrics import Metrics
 from clf_serve.priority import give_way
 from clf_serve.problems import Problem, draining
 from clf_serve.runtime import usable_cores
 from clf_serve.worker import Worker
+from clf_serve.writing import Writer
 
 _log = logging.getLogger(__name__)
 _RELOAD = 600.0  # seconds that a model may take to open and warm up again
@@ -37,14 +44,16 @@ class Service:
             raise ServeError("a server needs a model; give a folder made by clf export")
         self.limits = limits or ServeLimits()
         self.metrics = Metrics()
+        self.memory = Memory()
         self.budget = Budget(self.limits.max_bytes_together)
         self.draining = asyncio.Event()
         """Set once the server is asked to end."""
         opened = _open_all(sources)
         self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode", initializer=give_way)
-        self.models = {
-            name: Deployment(each, self.limits, self.metrics, self._decoders) for name, each in opened.items()
-        }
+        self._lookups = Lookups(self.limits, self.metrics)
+        self.models = {name: self._deployed(each) for name, each in opened.items()}
+        self._writers: dict[Path, Writer] = {}
+        self._names = public_names({name: each.gallery for name, each in opened.items() if each.gallery is not None})
         self._sources = dict(zip(opened, sources, strict=True))
         self._warm_up: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -52,6 +61,46 @@ class Service:
         self._asked_again = False
         self.also_reload: list[Callable[[], None]] = []
         """What else is read again at a reload (keys, a certificate); a ClfError of it is logged, and the old stays."""
+
+    @property
+    def galleries(self) -> dict[str, Deployment]:
+        """The models that have a gallery, by its public name: that of its folder."""
+        return {name: self.models[model] for model, name in self._names.items()}
+
+    def gallery_name(self, deployment: Deployment) -> str:
+        """The public name of its gallery. Raises Problem 404 when it has none."""
+        deployment.require_gallery()
+        return self._names[deployment.name]
+
+    @contextmanager
+    def using_gallery(self, name: str) -> Iterator[Deployment]:
+        """The model of a gallery, as :meth:`using`.
+
+        Raises:
+            Problem: 404 there is no such gallery; 503 the server is shutting down.
+        """
+        self.check_gallery(name)
+        with self.using(self.galleries[name].name) as deployment:
+            yield deployment
+
+    def check_gallery(self, name: str) -> None:
+        """Raises Problem 404 when there is no gallery of this name."""
+        if name not in self.galleries:
+            here = ", ".join(map(repr, self.galleries)) or "none"
+            text = f"the gallery {name!r} is not here; there is {here}.{did_you_mean(name, self.galleries)}"
+            raise Problem(404, "gallery_not_found", text, param="gallery")
+
+    def ingest(self, deployment: Deployment) -> Ingest:
+        """What changes its gallery.
+
+        Raises:
+            Problem: 403 galleries are not to be changed here; 404 it has none.
+        """
+        gallery = deployment.require_gallery()
+        self.check_writable()
+        folder = gallery.folder.resolve()
+        writer = self._writers.setdefault(folder, Writer(folder))
+        return Ingest(self._names[deployment.name], deployment, writer, self.limits, self.metrics)
 
     @property
     def default(self) -> Deployment:
@@ -71,7 +120,9 @@ class Service:
             await asyncio.wait([self._warm_up])
         async with self._reloading:  # one that has begun gives up
             pass
+        await asyncio.gather(*(writer.close() for writer in self._writers.values()))
         await asyncio.gather(*(deployment.stop() for deployment in self.models.values()), *self._retiring)
+        self._lookups.close()
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     @contextmanager
@@ -93,6 +144,24 @@ class Service:
             yield deployment
         finally:
             deployment.leave()
+
+    def check_writable(self) -> None:
+        """Raises Problem 403 when galleries are not to be changed here."""
+        if not self.limits.writable:
+            text = "galleries cannot be changed here; the server has to be started with --writable"
+            raise Problem(403, "gallery_read_only", text)
+
+    async def measure_galleries(self) -> None:
+        """Brings the gauges of all galleries up to date."""
+        facts = {}
+        for name, deployment in self.galleries.items():
+            gallery = deployment.require_gallery()
+            try:
+                known = await asyncio.to_thread(self.memory.facts, gallery)
+            except ClfError:  # its searches say why
+                continue
+            facts[name] = (known.images, None if known.index is None else known.index.recall)
+        self.metrics.galleries(facts)
 
     def check_room(self, deadline: float = math.inf) -> None:
         """Refuses a request at the door, before its body is read, when no model would take a single image.
@@ -187,6 +256,8 @@ class Service:
             work.cancel()
             await asyncio.wait([work])
         old, self.models[name] = self.models[name], new
+        for writer in self._writers.values():
+            writer.release()
         task = asyncio.create_task(old.retire(self.limits.timeout), name="clf-retire")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -207,7 +278,7 @@ class Service:
         if now != name:
             opened.close()
             raise ServeError(f"the folder holds the model {now!r} now; restart the server")
-        new = Deployment(opened, self.limits, self.metrics, self._decoders)
+        new = self._deployed(opened)
         new.start()
         try:
             await new.warm_up()
@@ -215,6 +286,9 @@ class Service:
             await new.stop()
             raise
         return new
+
+    def _deployed(self, opened: Opened) -> Deployment:
+        return Deployment(opened, self.limits, self.metrics, self._decoders, self._lookups)
 
     def _not_reloaded(self, name: str, reason: str) -> str:
         self.metrics.reloaded("refused")
@@ -232,6 +306,26 @@ class Service:
             if reason := await deployment.why_not_ready():
                 return reason if len(self.models) == 1 else f"{name}: {reason}"
         return None
+
+
+def public_names(galleries: Mapping[str, Gallery]) -> dict[str, str]:
+    """What each gallery is called in URLs, by its model: the name of its folder, made unique by that of the model."""
+    folders = {model: readable(gallery.name) or "gallery" for model, gallery in galleries.items()}
+    counts = Counter(folders.values())
+    names: dict[str, str] = {}
+    for model, folder in folders.items():
+        name = base = folder if counts[folder] == 1 else f"{folder}-{readable(model)}"
+        number = 2
+        while name in names.values() or (name != folder and name in counts):
+            name, number = f"{base}-{number}", number + 1
+        names[model] = name
+    return names
+
+
+def readable(name: str) -> str:
+    """As it can stand in a URL's path: valid Unicode, without slashes and control characters."""
+    text = name.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() and letter not in "/\\?#%" else "_" for letter in text)
 
 
 def _open_all(sources: Sequence[Source]) -> dict[str, Opened]:

@@ -7,6 +7,7 @@ import http.client
 import shutil
 import subprocess
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from clf_serve.api import routes
 from clf_serve.attend import Attended, fetched
 from clf_serve.call import Call
 from clf_serve.deployment import Opened
-from clf_serve.docs import EXAMPLES, GALLERY_EXAMPLES, examples
+from clf_serve.doc_examples import EXAMPLES, GALLERY_EXAMPLES, WRITING_EXAMPLES, examples
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery
 from clf_serve.limits import ServeLimits
@@ -156,17 +157,25 @@ def test_the_document_and_the_routes_are_the_same(engine: Engine) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
-def test_the_examples_of_the_page_work(client: httpx.Client, tmp_path: Path) -> None:
+def test_the_examples_of_the_page_work(engine: Engine, gallery: Path, tmp_path: Path) -> None:
     picture(1).save(tmp_path / "photo.jpg")
     picture(2).save(tmp_path / "other.png")
-    base = str(client.base_url).rstrip("/")
-    page = client.get("/docs").text
-    for path in (*EXAMPLES, *GALLERY_EXAMPLES):
-        assert f"</b>{path}</h2>" in page
-        for line in examples(path, base, "tiny"):
-            command = line.replace("curl ", "curl -fsS --noproxy '*' ")
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-            )
-            assert done.returncode == 0, (line, done.stderr)
+    with served(service_of(engine, Gallery(gallery), ServeLimits(writable=True))) as client:
+        wait_ready(client)
+        base = str(client.base_url).rstrip("/")
+        page = client.get("/docs").text
+        for name in (*EXAMPLES, *GALLERY_EXAMPLES, *WRITING_EXAMPLES):
+            method, _, path = name.rpartition(" ")
+            assert f"<b>{method}</b>{path}</h2>" in page if method else f"</b>{path}</h2>" in page
+            for line in examples(path, base, "tiny", "gallery", method):
+                assert escape(line) in page
+                command = line.replace("curl ", "curl -fsS --noproxy '*' ")
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+                )
+                assert done.returncode == 0, (line, done.stderr)
+        left = client.get("/v1/galleries/gallery/images", params={"limit": 3}).json()
     assert np.load(tmp_path / "vectors.npy").shape == (1, 2)
+    assert np.load(tmp_path / "vector.npy").shape == (DIM,)
+    assert [image["id"] for image in left["images"]] == [1, 5, 6] and left["matching"] == 17
+    assert left["images"][0]["metadata"] == {"colour": "red"}

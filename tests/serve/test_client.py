@@ -30,7 +30,7 @@ from clf_serve.indexing import index_images
 from clf_serve.limits import ServeLimits
 
 LIMITS = ServeLimits(max_bytes=200_000, max_images=5)
-CALLS = ["embed", "embed_folder", "search", "models", "ready"]
+CALLS = ["embed", "embed_folder", "search", "models", "galleries", "ready"]
 
 
 class Both:
@@ -307,7 +307,7 @@ def test_both_clients_have_the_same_calls() -> None:
     assert list(one) == list(other)
     assert all(one[name].default == other[name].default for name in one)
     public = [{name for name in vars(kind) if not name.startswith("_")} for kind in (Client, AsyncClient)]
-    assert public == [{*CALLS, "close"}] * 2
+    assert public == [{*CALLS, "gallery", "close"}] * 2
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[::1", "", "/v1"])

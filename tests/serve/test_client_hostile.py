@@ -21,7 +21,7 @@ from PIL import Image
 from serve_helpers import encoded
 
 from clf.errors import ImageError
-from clf_serve import client as client_module
+from clf_serve import connection
 from clf_serve.client import AsyncClient, Client, ClientError, RefusedError, UnexpectedReplyError, UnreachableError
 from clf_serve.exchange import Reply, read_retry_after, read_vectors
 from clf_serve.uploads import encode
@@ -93,7 +93,7 @@ def test_a_date_beyond_all_calendars_is_none(number: str) -> None:
 
 
 def test_an_answer_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_MOST_REPLY", 100_000)
+    monkeypatch.setattr(connection, "_MOST_REPLY", 100_000)
     transport = talking(lambda _: httpx.Response(200, content=bytes(100_001)))
 
     async def main() -> None:

@@ -66,7 +66,7 @@ def test_a_preflight_needs_no_key() -> None:
         preflight(origin="https://evil.example.org"),
         preflight(origin="null"),
         preflight(origin=PAGE + ".evil.org"),
-        preflight(method="DELETE"),
+        preflight(method="PUT"),
         preflight(headers="x-other"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +24,16 @@ from clf_serve.service import Service
 
 load_all_checks()
 FILES = st.sampled_from([encoded(picture(seed, 8, 8), kind) for seed, kind in enumerate(("PNG", "JPEG", "GIF"))])
+FILTERS = st.sampled_from([{}, {"label": "cat"}, {"@id": {"$gte": 2}}, {"$not": {"@folder": ""}}])
 # a tensor's shape and its data go together, which a schema cannot say
 UNSAYABLE = [check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ == "positive_data_acceptance"]
+ONE = "/v1/galleries/{gallery}/images/{image_id}"
 # no keys, no such id, and no pair of a shape and its data
 UNANSWERED = {
+    *(f"{method} {ONE}" for method in ("GET", "PATCH", "DELETE")),
+    f"GET {ONE}/thumbnail",
+    f"GET {ONE}/vector",
+    "GET /v1/galleries/{gallery}/search",
     "POST /admin/reload",
     "GET /thumbnails/{image_id}",
     "POST /v2/models/{model}/infer",
@@ -45,13 +52,14 @@ SETTINGS = settings(
 
 @pytest.fixture(scope="module")
 def service(engine: Engine, indexed: Any) -> Service:
-    return service_of(engine, Gallery(indexed), ServeLimits(max_images=64, max_k=50))
+    return service_of(engine, Gallery(indexed), ServeLimits(max_images=64, max_k=50, writable=True))
 
 
 @pytest.fixture(scope="module")
 def api(service: Service) -> Iterator[Any]:
     """Images are what hypothesis cannot think of, so it is told."""
     schemathesis.openapi.format("image-base64", FILES.map(lambda blob: base64.b64encode(blob).decode()))
+    schemathesis.openapi.format("filter-json", FILTERS.map(json.dumps))
     for kind in ("image/*", "application/octet-stream"):
         schemathesis.openapi.media_type(kind, FILES)
     with served(service) as client:

@@ -73,19 +73,20 @@ def test_reloads_leave_no_thread_and_no_file_open(model: Path, photos: Path, tmp
     def held() -> tuple[int, int]:
         return model_threads(), sum(1 for _ in Path("/proc/self/fd").iterdir())
 
+    async def reload_and_search(service: Service, times: int) -> None:
+        for _ in range(times):
+            assert await service.reload() == {"tiny": None}
+            with service.using() as deployment:
+                await deployment.neighbours(await deployment.vector(1), 3, Call())
+        while service._retiring:
+            await asyncio.sleep(0.01)
+
     async def main() -> None:
         before = held()
         async with running(Folders(model, gallery)) as service:
-            await service.reload()
-            while service._retiring:
-                await asyncio.sleep(0.01)
+            await reload_and_search(service, 4)  # until each thread for searches has been used
             one = held()
-            for _ in range(5):
-                assert await service.reload() == {"tiny": None}
-                with service.using() as deployment:
-                    await deployment.neighbours(await deployment.vector(1), 3, Call())
-            while service._retiring:
-                await asyncio.sleep(0.01)
+            await reload_and_search(service, 5)
             threads, files = held()
             assert threads <= one[0] and files <= one[1]
         assert held()[0] <= before[0]

@@ -1,0 +1,56 @@
+"""What is asked of a gallery again and again, remembered until the gallery changes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from clf_serve.gallery import FieldFacts, Gallery, GalleryFacts, Where
+
+T = TypeVar("T")
+_KEPT = 64  # answers of each gallery
+
+
+class Memory:
+    """For any number of galleries, as long as they are open. Thread-safe. What is asked may take long: not for the
+    event loop."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Gallery, tuple[int, OrderedDict[str, Any]]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def facts(self, gallery: Gallery) -> GalleryFacts:
+        return self._get(gallery, "facts", gallery.facts)
+
+    def fields(self, gallery: Gallery) -> dict[str, FieldFacts]:
+        return self._get(gallery, "fields", gallery.fields)
+
+    def count(self, gallery: Gallery, where: Where | None) -> int:
+        """How many images a filter lets through."""
+        return self._get(gallery, f"count {where.json if where else ''}", lambda: gallery.count(where))
+
+    def near(self, gallery: Gallery) -> float:
+        """The cosine from which two of its images count as near duplicates."""
+        from clf_serve.duplicates import default_threshold
+
+        return self._get(gallery, "near", lambda: default_threshold(gallery))
+
+    def _get(self, gallery: Gallery, name: str, ask: Callable[[], T]) -> T:
+        generation = gallery.generation  # read before: an answer may be newer than it says, never older
+        with self._lock:
+            known = self._known.get(gallery)
+            if known is None or known[0] != generation:
+                known = self._known[gallery] = (generation, OrderedDict())
+            if name in known[1]:
+                known[1].move_to_end(name)
+                found: T = known[1][name]
+                return found
+        answer = ask()
+        with self._lock:
+            known[1][name] = answer
+            if len(known[1]) > _KEPT:
+                known[1].popitem(last=False)
+        return answer
