@@ -87,7 +87,7 @@ def create_app(
 def _surround(app: FastAPI, service: Service, keys: KeyRing, outside: Outside) -> None:
     """From the innermost to the outermost: a refusal of the guard is traced, logged, and readable for other pages."""
     app.add_middleware(LastResort, answer=bug_reply(service))
-    app.add_middleware(Guard, service=service, keys=keys)
+    app.add_middleware(Guard, service=service, keys=keys, origins=outside.origins)
     if outside.origins:
         app.add_middleware(Cors, origins=outside.origins)
     if outside.tracer is not None:

@@ -118,13 +118,9 @@ def words(percentile: float) -> str:
 
 
 def percent(percentile: float) -> str:
-    """``99.8 %``: with more digits the closer it is to 1, rounded down; ``over 99.99 %`` above that."""
+    """``99.8 %``, from 99.9 % on with one digit more; rounded down, so that nothing is said to be more than it is."""
     share = 100 * percentile
-    if share > 99.99:
-        return "over 99.99 %"
-    if share < 1:
-        return "less than 1 %"
-    digits = 0 if share < 99 else 1 if share < 99.9 else 2
+    digits = 1 if percentile < 0.999 else 2
     scale = 10**digits
     return f"{math.floor(share * scale + 1e-6) / scale:.{digits}f} %"
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from clf.errors import GalleryError, ModelError
 from clf.manifest import read_manifest
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.gallery.database import Database
+from clf_serve.gallery.faults import has_database
+from clf_serve.gallery.vectors import is_unit
 from clf_serve.index import VectorIndex
 from clf_serve.index.vector_index import Stamp
 from clf_serve.transfer.snapshot import ROWS
@@ -57,12 +60,12 @@ def check(
     Raises:
         GalleryError: there is no gallery.
     """
-    if not (folder / "gallery.sqlite").is_file():
+    if not has_database(folder):
         raise GalleryError(f"{folder} is not a gallery; name the folder that clf index made")
     again = f"restore a backup: clf gallery restore FILE -o {folder} --replace; or index the images into a new folder"
     try:
         with closing(Database(folder, write=False)) as database, database.reading() as connection:
-            dim = int(database.meta("dim"))
+            dim = database.dim(connection)
             progress("database", 0)
             findings = [_database(connection, again)]
             findings.append(_vectors(connection, dim, folder, progress))
@@ -97,10 +100,10 @@ def _vectors(connection: Connection, dim: int, folder: Path, progress: Callable[
     wrong: list[int] = []
     done = 0
     while part := rows.fetchmany(ROWS):
-        sized = [(id_, blob) for id_, blob in part if len(blob) == 4 * dim]
-        wrong += [id_ for id_, blob in part if len(blob) != 4 * dim]
-        lengths = np.linalg.norm(np.frombuffer(b"".join(blob for _, blob in sized), "<f4").reshape(-1, dim), axis=1)
-        wrong += [sized[i][0] for i in np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))]  # NaN too
+        sized = [(id_, blob) for id_, blob in part if isinstance(blob, bytes) and len(blob) == 4 * dim]
+        wrong += sorted({id_ for id_, _ in part} - {id_ for id_, _ in sized})
+        vectors = np.frombuffer(b"".join(blob for _, blob in sized), "<f4").reshape(-1, dim)
+        wrong += [sized[i][0] for i in np.flatnonzero(~is_unit(vectors))]
         done += len(part)
         progress("vectors", done / total)
     if wrong:
@@ -126,7 +129,7 @@ def _pictures(connection: Connection, folder: Path, every: bool, progress: Calla
     return Finding("thumbnails", True, f"{len(ids)} ({looked})")
 
 
-def _decodes(jpeg: bytes) -> bool:
+def _decodes(jpeg: Any) -> bool:
     try:
         with Image.open(io.BytesIO(jpeg)) as picture:
             picture.load()
@@ -151,7 +154,7 @@ def _saved(gallery: Gallery) -> tuple[str, str]:
     with closing(Database(gallery.folder, write=False)) as database:
         for _ in range(_TRIES):
             with database.reading() as connection:
-                generation = int(database.meta("generation", connection))
+                generation = database.number("generation", connection)
                 stamp = Stamp(database.meta("uuid", connection), gallery.model.dim, generation)
                 ids = np.array([row[0] for row in connection.execute("SELECT id FROM vectors ORDER BY id")], np.int64)
             index, reason = VectorIndex.open(gallery.folder / "index", stamp)

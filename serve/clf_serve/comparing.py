@@ -38,6 +38,8 @@ class Plan:
     touched: int = 0
     gone: dict[str, Known] = field(default_factory=dict)
     """Entries to remove: those from below the folder whose files are no longer there."""
+    elsewhere: dict[str, Known] = field(default_factory=dict)
+    """Entries of other folders, and others that the listing could not meet."""
     replaced: int = 0
     """Entries whose path another entry's file has taken, and whose own content is nowhere."""
     kept: int = 0
@@ -99,6 +101,7 @@ def compare(
         raise DataError(f"{source} holds no images ({', '.join(sorted(images.SUFFIXES))})")
     roots = tuple(scan.roots)
     plan.gone = {key: entry for key, entry in left.items() if key.startswith(roots)} if roots else {}
+    plan.elsewhere = {key: entry for key, entry in left.items() if key not in plan.gone}
     plan.below = sum(key.startswith(roots) for key in known) if plan.gone else 0
     plan.files.sort()
     return plan
@@ -185,8 +188,8 @@ def _displaced(plan: Plan, known: dict[str, Known]) -> dict[str, Known]:
     sizes = {file.size for file in plan.files if file.key not in known}
     if not sizes:
         return free
-    elsewhere = ((key, entry) for key, entry in known.items() if entry.size in sizes and key not in free)
-    free.update((key, entry) for key, entry in elsewhere if _is_missing(key))
+    likely = ((key, entry) for key, entry in plan.elsewhere.items() if entry.size in sizes and key not in free)
+    free.update((key, entry) for key, entry in likely if _is_missing(key))
     return free
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,6 +58,24 @@ class Cors:
             await send(message)
 
         return answer
+
+
+def from_elsewhere(headers: Headers, allowed: Sequence[str] = ()) -> bool:
+    """Whether a page of another origin sent this request, and none of ``allowed``.
+
+    A form posts to any server without asking it (no preflight), even to one on the reader's own machine; only its
+    answer stays hidden. Browsers say whose page it was: in Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/) to
+    https and to this machine, else in Origin alone. Programs say neither. The names of Host and X-Forwarded-Host count
+    as the server's own: a page cannot choose them.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if "*" in allowed or origin in allowed or site in ("same-origin", "none"):
+        return False
+    if site is not None or origin is None:
+        return site is not None
+    own = [*headers.get("x-forwarded-host", "").split(","), headers.get("host", "")]
+    host = origin.partition("://")[2].lower()
+    return not host or host not in [name.strip().lower() for name in own]
 
 
 def read_origins(origins: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from clf_serve.same_picture import same_pictures
 __all__ = ["File", "Found", "Group", "Level", "Member", "Progress", "default_threshold", "find", "fold"]
 
 _PAGE = 5000
+_BLOCK = 64  # results that are compared with all leads at a time
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,30 @@ def fold(hits: Sequence[Hit], vectors: Vectors, sha256s: Sequence[str], threshol
         vectors: (n, D), unit, in the same order.
         sha256s: (n,); an empty one is like no other.
     """
+    n = len(hits)
     folded: list[list[int]] = []
-    leads: list[int] = []
-    for position, (_, vector, sha256) in enumerate(zip(hits, vectors, sha256s, strict=True)):
-        alike = vectors[leads] @ vector >= threshold
-        same = [bool(sha256) and sha256 == sha256s[lead] for lead in leads]
-        under = np.flatnonzero(alike | np.array(same, np.bool_))
-        if len(under):
-            folded[under[0]].append(position)
-        else:
-            leads.append(position)
-            folded.append([position])
+    leads = np.empty_like(vectors)
+    by_bytes: dict[str, int] = {}  # leads
+    block = np.zeros((_BLOCK, vectors.shape[1]), np.float32)  # of one size, so that rounding is that of a shorter list
+    for start in range(0, n, _BLOCK):
+        part = vectors[start : start + _BLOCK]
+        block[: len(part)] = part
+        before = len(folded)
+        alike = block @ leads[:before].T >= threshold  # (_BLOCK, before)
+        near = np.where(alike.any(axis=1), alike.argmax(axis=1), n) if before else np.full(_BLOCK, n)
+        within = block @ block.T >= threshold
+        fresh: list[int] = []  # rows of the block that lead
+        for row, sha256 in enumerate(sha256s[start : start + _BLOCK]):
+            beside = np.flatnonzero(within[row, fresh])
+            under = min(int(near[row]), by_bytes.get(sha256, n), before + int(beside[0]) if len(beside) else n)
+            if under < n:
+                folded[under].append(start + row)
+                continue
+            leads[len(folded)] = vectors[start + row]
+            if sha256:
+                by_bytes[sha256] = len(folded)
+            fresh.append(row)
+            folded.append([start + row])
     return folded
 
 

@@ -81,6 +81,7 @@ class Partition:
     def __init__(self, n: int) -> None:
         self._of = list(range(n))
         self._members: dict[int, list[int]] = {}
+        self._first: dict[int, int] = {}
 
     def of(self, position: int) -> int:
         """The group that holds it."""
@@ -91,13 +92,16 @@ class Partition:
 
     def first(self, position: int) -> int:
         """The least position of its group."""
-        return min(self.members(self.of(position)))
+        group = self.of(position)
+        return self._first.get(group, group)
 
     def merge(self, one: int, other: int) -> tuple[int, int]:
         """Merges two different groups; the name that stays and the one that goes."""
+        first = min(self.first(one), self.first(other))
         stays, goes = (one, other) if len(self.members(one)) >= len(self.members(other)) else (other, one)
         moved = self._members.pop(goes, [goes])
         self._members.setdefault(stays, [stays]).extend(moved)
+        self._first[stays] = first
         for position in moved:
             self._of[position] = stays
         return stays, goes

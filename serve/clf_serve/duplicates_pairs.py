@@ -62,18 +62,32 @@ def close_pairs(
     for start in range(0, len(rows), _ROWS):
         block = rows[start : start + _ROWS]
         kept = _none()
+        bar = np.full((len(block), 1), least, np.float32)
         for left in range(start, len(columns), _COLUMNS):
             scores = block @ columns[left : left + _COLUMNS].T
-            i, j = np.divmod(np.flatnonzero(scores >= least), scores.shape[1])
+            i, j = np.divmod(np.flatnonzero(scores >= bar), scores.shape[1])
             later = j + left > i + start
             i, j = i[later], j[later]
             if len(i):
                 fresh = (i.astype(np.int32) + np.int32(start), (j + left).astype(np.int32), scores[i, j])
                 kept = _most(_joined([kept, Pairs(*fresh)]), most)
+                _raise(bar, kept, start, most)
         found.append(kept)
         left = len(rows) - start
         advance(left * (left + 1) // 2 - (left - len(block)) * (left - len(block) + 1) // 2)
     return _joined([_none(), *found])
+
+
+def _raise(bar: Vectors, kept: Pairs, start: int, most: int) -> None:
+    """Above the last of each row that has its ``most``: thousands of equal vectors are sorted once, not in each block.
+
+    Args:
+        bar: (rows, 1), of the rows from ``start`` on; changed.
+        kept: by rising i, best first.
+    """
+    counts = np.bincount(kept.i - start, minlength=len(bar))
+    full = np.flatnonzero(counts >= most)
+    bar[full, 0] = np.nextafter(kept.score[counts.cumsum()[full] - 1], np.float32(np.inf))
 
 
 def _none() -> Pairs:

@@ -12,6 +12,7 @@ from rich.text import Text
 from clf_serve.duplicates import Found
 from clf_serve.duplicates_groups import File, Group, Level, Member
 from clf_serve.duplicates_near import Near
+from clf_serve.terminal import printable
 
 NAMES = {Level.bytes: "same bytes", Level.picture: "same picture", Level.near: "near"}
 """Of the levels, as people read them."""
@@ -130,7 +131,7 @@ def _name(member: Member) -> str:
 
 
 def _line(name: str, file: File) -> str:
-    return f"{name:13} {f'{file.width} x {file.height}':>13} {size(file.size):>8}  {file.uri}"
+    return f"{name:13} {f'{file.width} x {file.height}':>13} {size(file.size):>8}  {printable(file.uri)}"
 
 
 def _steps(near: Near) -> Table:

@@ -16,7 +16,7 @@ from clf_serve.attend import Attended, attended, fetched, off_loop
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
 from clf_serve.gallery import Gallery
-from clf_serve.gallery_bodies import NewImage, parse_deletion, parse_patch, parse_upsert, parse_where
+from clf_serve.gallery_bodies import NewImage, check_names, parse_deletion, parse_patch, parse_upsert, parse_where
 from clf_serve.gallery_queries import Query, parse_link, parse_query
 from clf_serve.gallery_replies import (
     fields_json,
@@ -128,21 +128,23 @@ class _Reads:
 
     async def images(self, asked: _Asked) -> Response:
         query = asked.request.query_params
+        check_names(query, {"limit", "after", "where"})
         limit = _bounded(query.get("limit"), "limit", 100, 1, MOST_LISTED)
         after = _bounded(query.get("after"), "after", 0, 0, 2**63 - 1)
         where = parse_where(query.get("where"))
         gallery = asked.gallery
 
-        def look() -> dict[str, Any]:
+        def look() -> JsonReply:
             items = gallery.page(after=after, limit=limit + 1, where=where)
-            return {
+            page = {
                 "object": "list",
                 "images": [item_json(asked.name, item) for item in items[:limit]],
                 "next": items[limit - 1].id if len(items) > limit else None,
                 "matching": self._service.memory.count(gallery, where),
             }
+            return JsonReply(page)  # off the event loop: metadata may have many MiB
 
-        return JsonReply(await asked.deployment.look_up(look, asked.job.call))
+        return await asked.deployment.look_up(look, asked.job.call)
 
     async def image(self, asked: _Asked) -> Response:
         id_ = image_id(asked.request)
@@ -176,8 +178,7 @@ class _Reads:
 
     async def _found(self, asked: _Asked, query: Query) -> Response:
         self._service.metrics.searched(asked.name)
-        found = await search(asked.name, asked.deployment, query, self._service.memory, self._service.limits, asked.job)
-        return JsonReply(found)
+        return await search(asked.name, asked.deployment, query, self._service.memory, self._service.limits, asked.job)
 
     def _facts(self, name: str, deployment: Deployment) -> dict[str, Any]:
         facts = self._service.memory.facts(deployment.require_gallery())
@@ -205,7 +206,7 @@ class _Writes:
         if kind not in ("application/merge-patch+json", "application/json"):
             text = f"Content-Type is {kind or 'missing'}; send application/merge-patch+json or application/json"
             raise Problem(415, "unsupported_content_type", text)
-        patch = parse_patch(asked.job.body)
+        patch = await off_loop(len(asked.job.body), parse_patch, asked.job.body)
         item = await self._service.ingest(asked.deployment).set_metadata(id_, patch, asked.job.call)
         return JsonReply(item_json(asked.name, item))
 
@@ -217,7 +218,7 @@ class _Writes:
 
     async def delete(self, asked: _Asked) -> Response:
         body_kind(asked.request.headers, ["json"])
-        order = parse_deletion(asked.job.body)
+        order = await off_loop(len(asked.job.body), parse_deletion, asked.job.body)
         ingest = self._service.ingest(asked.deployment)
         if order.where is not None:
             count = await ingest.delete_where(order.where, order.confirm, asked.job.call)
@@ -248,7 +249,7 @@ def image_id(request: Request) -> int:
     text = request.path_params["image_id"]
     if not text.removeprefix("-").isdecimal() or not text.isascii():
         raise Problem(400, "invalid_id", "id must be an integer", param="id")
-    if len(text) > 18 or (number := int(text)) < 0:
+    if len(text) > 19 or not 0 <= (number := int(text)) < 2**63:
         raise Problem(404, "unknown_id", f"the gallery has no image {text[:20]}", param="id")
     return number
 

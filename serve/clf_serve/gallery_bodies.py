@@ -14,7 +14,7 @@ from clf_serve.engine import Vectors
 from clf_serve.forms import Form, Label, read_form
 from clf_serve.gallery.filters import FilterError, Where
 from clf_serve.gallery.metadata import EntryError, encode
-from clf_serve.inputs import MORE_PARTS, body_kind, read_json, unit_vector, urls_of, whole
+from clf_serve.inputs import MORE_PARTS, MOST_VALUES, body_kind, check_values, read_json, unit_vector, urls_of, whole
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
 from clf_serve.shapes import Source, image_of
@@ -23,9 +23,9 @@ MOST_IDS = 10_000
 """Of one order to delete."""
 LONGEST_KEY = 1024
 """Characters of a key or a URI."""
-_VALUES = 2**18
 _PER_IMAGE = 64  # values of JSON beyond its vector
 _ITEM = frozenset({"key", "uri", "image", "vector", "metadata"})
+_FORM = frozenset({"key", "uri", "metadata", "images", "urls"})
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def parse_upsert(
         Problem: 400, 413, 415.
     """
     kind = body_kind(headers)
+    check_names(query, {"key", "uri", "metadata"})
     if kind == "image":
         return [_described(body, _texts(query), "images[0]")]
     if kind == "form":
         return _of_form(read_form(headers["content-type"], body, 4 * limits.max_images + MORE_PARTS), limits)
-    tree = read_json(body, max(_VALUES, (dim + _PER_IMAGE) * limits.max_images))
+    tree = read_json(body, max(MOST_VALUES, (dim + _PER_IMAGE) * limits.max_images))
     check_names(tree, {"images"})
     items = tree.get("images")
     if not isinstance(items, list) or not items:
@@ -102,9 +103,11 @@ def parse_deletion(body: bytes) -> Deletion:
 
 
 def parse_where(value: Any) -> Where | None:
-    """A filter as JSON, or in a URL or a form as its text. Raises Problem 400."""
+    """A filter as JSON, or in a URL or a form as its text. Raises Problem 400, 413."""
     if value is None:
         return None
+    if isinstance(value, str):
+        check_values([value.encode()], MOST_VALUES)
     try:
         return Where.parse_text(value) if isinstance(value, str) else Where.parse(value)
     except FilterError as error:
@@ -160,7 +163,8 @@ def _of_form(form: Form, limits: ServeLimits) -> list[NewImage]:
     fields = {name: list(values) for name, values in form.fields.items()}
     files: list[tuple[Source, Label | None]] = []
     for blob, label in zip(form.files, form.labels, strict=True):
-        if label.content_type.partition(";")[0].strip().lower() == "application/json":
+        kind = label.content_type.partition(";")[0].strip().lower()
+        if kind == "application/json" and label.field in ("images", "metadata"):
             fields.setdefault(label.field, []).append(blob.decode("utf-8", "replace"))
         else:
             files.append((blob, label))
@@ -168,6 +172,9 @@ def _of_form(form: Form, limits: ServeLimits) -> list[NewImage]:
     if not files:
         raise Problem(400, "no_images", "the form holds no file", param="images")
     _check_number(files, limits)
+    check_names(fields, _FORM)
+    texts = (text.encode() for name in ("images", "metadata") for text in fields.get(name, ()))
+    check_values(texts, max(MOST_VALUES, _PER_IMAGE * limits.max_images))
     about = _about(fields, len(files))
     found = []
     for place, ((content, about_file), given) in enumerate(zip(files, about, strict=True)):

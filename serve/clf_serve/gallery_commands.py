@@ -77,7 +77,7 @@ def optimize(
         Kind | None, typer.Option(help="auto chooses by size and memory. Kept for later.", show_default=False)
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="The index may take so much, such as 700MiB. Kept for later.")
+        str | None, typer.Option(help="The index may take so much, such as 700MiB; 0 for no limit. Kept for later.")
     ] = None,
     recall: Annotated[
         float | None, typer.Option(min=0.5, max=1.0, help="Share of the true 10 nearest to reach. Kept for later.")
@@ -142,10 +142,11 @@ def delete(
     if (where is None) == (not ids):
         raise ConfigError("say which images: either --where FILTER or --id N")
     condition = None if where is None else Where.parse_text(where)
+    wanted = sorted(set(ids or []))
     with Gallery(folder) as opened:  # for reading, so that nobody waits for an answer
-        found = opened.ids(condition).tolist() if condition else [item.id for item in opened.items(ids or [])]
+        found = opened.ids(condition).tolist() if condition else [item.id for item in opened.items(wanted)]
         total = len(opened)
-    if found and not yes and not typer.confirm(f"Remove {len(found)} of {total} images from {folder}?"):
+    if found and not yes and not typer.confirm(f"Remove {len(found)} of {total} images from {folder}?", err=True):
         raise typer.Exit(UNSOUND)
     removed = _remove(folder, found) if found else 0
     if as_json:

@@ -97,7 +97,7 @@ def import_(
     from clf_serve.transfer.export import import_gallery
 
     with bar("importing") as shown:
-        count = import_gallery(file, output, model, begin=shown.begin, progress=shown.advance)
+        count = import_gallery(file, output, model, begin=shown.begin, progress=shown.advance, building=shown.building)
     if as_json:
         print_json({"file": str(file), "gallery": str(output), "images": count})
         return
@@ -136,6 +136,7 @@ def reembed(
             batch_size=batch_size,
             begin=shown.begin,
             progress=shown.advance,
+            building=shown.building,
         )
     if as_json:
         counts = {name: getattr(report, name) for name in ("images", "resumed", "from_thumbnails", "changed")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,7 +31,8 @@ class Memory:
 
     def count(self, gallery: Gallery, where: Where | None) -> int:
         """How many images a filter lets through."""
-        return self._get(gallery, f"count {where.json if where else ''}", lambda: gallery.count(where))
+        text = where.json if where else ""  # perhaps many MiB
+        return self._get(gallery, f"count {hashlib.sha256(text.encode()).hexdigest()}", lambda: gallery.count(where))
 
     def near(self, gallery: Gallery) -> float:
         """The cosine from which two of its images count as near duplicates."""

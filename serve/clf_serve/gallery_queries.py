@@ -65,6 +65,7 @@ def parse_query(headers: Headers, query: Mapping[str, str], body: bytes, limits:
         Problem: 400, 413, 415.
     """
     kind = body_kind(headers)
+    check_names(query, _OPTIONS)
     given = _of_texts(query)
     if kind == "json":
         tree = read_json(body)
@@ -78,6 +79,7 @@ def parse_query(headers: Headers, query: Mapping[str, str], body: bytes, limits:
     if len(sources) != 1:
         text = f"a form holds one image to search for, not {len(sources)}; JSON may combine several"
         raise Problem(400, "one_image", text, param="image")
+    check_names(form.fields, {*_OPTIONS, "urls"})
     return _query([Term(sources[0], LIKE, "image")], given | _of_texts(form.last()), limits)
 
 
@@ -85,6 +87,7 @@ def parse_link(query: Mapping[str, str], limits: ServeLimits) -> Query:
     """A search for the neighbours of one image of the gallery, all of it in the URL. Raises Problem 400."""
     if "id" not in query:
         raise Problem(400, "one_query", "id is missing; other searches are sent with POST", param="id")
+    check_names(query, {"id", *_OPTIONS})
     return _query([Term(id_of(_number(query["id"]), "id"), LIKE, "id")], _of_texts(query), limits)
 
 

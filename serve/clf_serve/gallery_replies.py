@@ -48,10 +48,6 @@ def index_json(facts: GalleryFacts) -> dict[str, Any] | None:
     return None if facts.index is None else facts.index.json()
 
 
-def recall_of(facts: GalleryFacts) -> float | None:
-    return None if facts.index is None else facts.index.recall
-
-
 def item_json(gallery: str, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,

@@ -9,10 +9,11 @@ from clf_serve.gallery.metadata import MAX_BYTES
 from clf_serve.gallery.metadata import MAX_DEPTH as LEVELS
 from clf_serve.gallery_bodies import LONGEST_KEY, MOST_IDS
 from clf_serve.gallery_queries import DEEPEST, MOST_TERMS
+from clf_serve.schemas import written
 
 Schema: TypeAlias = dict[str, Any]
 
-ID: Schema = {"type": "integer", "minimum": 0, "maximum": 10**17}
+ID: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _WORDS: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
@@ -22,6 +23,10 @@ _TEXT: Schema = {
     "maxLength": LONGEST_KEY,
     "pattern": r"^[^\x00-\x1f\x7f]*$",
 }
+_LINE: Schema = {**_TEXT, "type": "string"}
+FILTER_TEXT: Schema = {"type": "string", "format": "filter-json", "contentMediaType": "application/json"}
+_OBJECT_TEXT: Schema = {"type": "string", "format": "object-json", "contentMediaType": "application/json"}
+_FILE: Schema = {"type": "string", "format": "binary"}
 _METADATA: Schema = {
     "type": ["object", "null"],
     "description": f"A JSON object of up to {MAX_BYTES // 1024} KiB, {LEVELS} levels deep.",
@@ -121,13 +126,14 @@ def _requests(dims: set[int], most_images: int, most: int) -> dict[str, Schema]:
             "description": "Files under any names. key, uri and metadata (JSON) once for each file, or images: a JSON "
             "list of objects with these three.",
             "required": ["file"],
-            "properties": {"file": {"type": "string", "format": "binary"}},
+            "properties": {"file": _FILE, "key": _LINE, "uri": _LINE, "metadata": _OBJECT_TEXT, "images": _OBJECT_TEXT},
+            "additionalProperties": False,
         },
         "MetadataPatch": _closed({"metadata": {**_METADATA, "description": "A JSON merge patch (RFC 7396)."}}),
         "Deletion": {
             "type": "object",
             "properties": {
-                "ids": {"type": "array", "maxItems": MOST_IDS, "items": ID},
+                "ids": {"type": "array", "maxItems": MOST_IDS, "items": {**ID, "minimum": -(2**63)}},
                 "where": _ref("Filter"),
                 "confirm": {
                     **_COUNT,
@@ -142,15 +148,25 @@ def _requests(dims: set[int], most_images: int, most: int) -> dict[str, Schema]:
         },
         "GallerySearchRequest": {
             "type": "object",
-            "description": "One of image, vector and id; or like, with or without one of them.",
+            "description": "One of image, vector and id; or like or unlike, with or without one of them.",
             "properties": {**queries, "like": terms, "unlike": terms, **options},
             "additionalProperties": False,
-            "oneOf": [{"required": [name]} for name in (*queries, "like")],
+            "anyOf": [
+                {"oneOf": [{"required": [name]} for name in queries]},
+                *({"required": [side], "properties": dict.fromkeys(queries, False)} for side in ("like", "unlike")),
+            ],
         },
         "GallerySearchForm": {
             "type": "object",
             "required": ["image"],
-            "properties": {"image": {"type": "string", "format": "binary"}},
+            "properties": {
+                "image": _FILE,
+                "where": FILTER_TEXT,
+                **{name: written(options[name]) for name in ("k", "offset", "min_score", "exact")},
+                "fold": {"anyOf": [written(each) for each in options["fold"]["anyOf"]]},
+                "include": {"const": "vector"},
+            },
+            "additionalProperties": False,
         },
     }
 

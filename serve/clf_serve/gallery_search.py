@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from clf_serve.gallery_replies import hit_json, index_json
 from clf_serve.ingest import unknown_id
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
+from clf_serve.replies import JsonReply
 from clf_serve.shapes import Url
 
 _SPARE = 2  # hits that are looked up for each one that is shown, where some are folded away
@@ -36,15 +36,19 @@ class _Shown:
 
 async def search(
     name: str, deployment: Deployment, query: Query, memory: Memory, limits: ServeLimits, job: Attended
-) -> dict[str, Any]:
-    """The answer to ``query`` in the gallery called ``name``.
+) -> JsonReply:
+    """The answer to ``query`` in the gallery called ``name``, written off the event loop: it may have many MiB.
 
     Raises:
         Problem: 404 a query's id is unknown; 400 the queries cancel each other out; what embedding raises.
     """
     vector = await _direction(query, deployment, limits, job)
     gallery = deployment.require_gallery()
-    return await deployment.look_up(partial(_answer, name, deployment.name, gallery, vector, query, memory), job.call)
+
+    def look() -> JsonReply:
+        return JsonReply(_answer(name, deployment.name, gallery, vector, query, memory))
+
+    return await deployment.look_up(look, job.call)
 
 
 async def _direction(query: Query, deployment: Deployment, limits: ServeLimits, job: Attended) -> Vectors:
@@ -81,7 +85,7 @@ async def _direction(query: Query, deployment: Deployment, limits: ServeLimits, 
 def _answer(name: str, model: str, gallery: Gallery, vector: Vectors, query: Query, memory: Memory) -> dict[str, Any]:
     facts = memory.facts(gallery)
     total = facts.images if query.where is None else memory.count(gallery, query.where)
-    shown, more = (_folded if query.fold is not False else _plain)(gallery, vector, query, total, memory)
+    shown, more = _folded(gallery, vector, query, memory) if query.fold is not False else _plain(gallery, vector, query)
     background = Background.of(gallery)
     hits = []
     for each in shown:
@@ -103,18 +107,16 @@ def _answer(name: str, model: str, gallery: Gallery, vector: Vectors, query: Que
     }
 
 
-def _plain(gallery: Gallery, vector: Vectors, query: Query, total: int, memory: Memory) -> tuple[list[_Shown], bool]:
+def _plain(gallery: Gallery, vector: Vectors, query: Query) -> tuple[list[_Shown], bool]:
+    """One hit more than is shown tells whether another page follows."""
     if query.min_score is None:
-        hits = _ranked(gallery, vector, query, query.k, query.offset)
-        more = len(hits) == query.k and query.offset + query.k < total - len(set(query.ids))
+        hits = _ranked(gallery, vector, query, query.k + 1, query.offset)
     else:
-        wanted = query.offset + query.k
-        found = _ranked(gallery, vector, query, wanted + 1, 0)
-        hits, more = found[query.offset : wanted], len(found) > wanted
-    return [_Shown(hit) for hit in hits], more
+        hits = _ranked(gallery, vector, query, query.offset + query.k + 1, 0)[query.offset :]
+    return [_Shown(hit) for hit in hits[: query.k]], len(hits) > query.k
 
 
-def _folded(gallery: Gallery, vector: Vectors, query: Query, total: int, memory: Memory) -> tuple[list[_Shown], bool]:
+def _folded(gallery: Gallery, vector: Vectors, query: Query, memory: Memory) -> tuple[list[_Shown], bool]:
     """Looks further until enough hits stand alone: whatever comes later never changes which do."""
     from clf_serve.duplicates import fold
 

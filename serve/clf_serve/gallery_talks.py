@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,7 @@ class GalleryTalks:
         elif vector is not None:
             tree["vector"] = numbers(vector)
         elif id_ is not None:
-            tree["id"] = id_
+            tree["id"] = int(id_)
         for side, queries in (("like", like), ("unlike", unlike)):
             if queries:
                 tree[side] = []
@@ -193,10 +193,9 @@ class GalleryTalks:
         uris: Sequence[str] | None,
         metadata: Sequence[Metadata] | None,
     ) -> Steps[list[Stored]]:
-        about = _about(keys, uris, metadata)
-        uploads = (
-            Upload(i, named(source, f"images[{i}]"), source, about(i)) for i, source in enumerate(listed(images))
-        )
+        sources = listed(images)
+        about = _about(keys, uris, metadata, len(sources) if isinstance(sources, Sized) else None)
+        uploads = (Upload(i, named(source, f"images[{i}]"), source, about(i)) for i, source in enumerate(sources))
         rows = yield from self._talks.sent(uploads, _Upserting(self._top), skip=False)
         return [row for row in rows if isinstance(row, Stored)]
 
@@ -210,7 +209,7 @@ class GalleryTalks:
         rows = numbers(vectors)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise ClientError("vectors must be of shape (n, D)")
-        about = _about(keys, uris, metadata)
+        about = _about(keys, uris, metadata, len(rows))
         items = ({"vector": row, **about(i)} for i, row in enumerate(rows))
         room = yield from self._talks.known_room()
         parts = yield Spread(self._vectors, chunked(items, min(self._talks.batch_size, room.images)), 1)
@@ -258,9 +257,9 @@ class GalleryTalks:
         weight = query.weight if isinstance(query, Weighted) else None
         query = query.query if isinstance(query, Weighted) else query
         about: dict[str, Any] = {} if weight is None else {"weight": weight}
-        if isinstance(query, int):
-            return {"id": query, **about}
-        if isinstance(query, np.ndarray) and query.ndim == 1:
+        if isinstance(query, (int, np.integer)):
+            return {"id": int(query), **about}
+        if isinstance(query, (list, tuple)) or (isinstance(query, np.ndarray) and query.ndim == 1):
             return {"vector": numbers(query), **about}
         return {**(yield from self._query(query, name)), **about}
 
@@ -299,16 +298,26 @@ def _stored(reply: Reply, n: int) -> Sequence[Stored]:
 
 
 def _about(
-    keys: Sequence[str] | None, uris: Sequence[str] | None, metadata: Sequence[Metadata] | None
+    keys: Sequence[str] | None, uris: Sequence[str] | None, metadata: Sequence[Metadata] | None, n: int | None
 ) -> Callable[[int], dict[str, Any]]:
-    """What is said of the image at a place."""
+    """What is said of the image at a place.
+
+    Args:
+        n: images, where it is known before they are sent.
+
+    Raises:
+        ClientError: keys, uris or metadata are not as many, now or at the first place that has none.
+    """
     given = {"key": keys, "uri": uris, "metadata": metadata}
+    wrong = "keys, uris and metadata must be as many as the images"
+    if n is not None and any(values is not None and len(values) != n for values in given.values()):
+        raise ClientError(wrong)
 
     def about(place: int) -> dict[str, Any]:
         try:
             return {name: values[place] for name, values in given.items() if values is not None}
         except IndexError:
-            raise ClientError("keys, uris and metadata must be as many as the images") from None
+            raise ClientError(wrong) from None
 
     return about
 

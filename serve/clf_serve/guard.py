@@ -8,12 +8,14 @@ import binascii
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clf_serve.call import Call
+from clf_serve.cors import from_elsewhere
 from clf_serve.openapi import OPEN
 from clf_serve.problems import Problem
 from clf_serve.replies import refusal
@@ -29,8 +31,8 @@ _COUNTED = (
     *("/v1/embeddings", "/embeddings", "/v1/embedding/image", "/v1/models", "/models", "/v2", "/search", "/thumbnails"),
     *("/v1/galleries", "/admin", "/health", "/metrics", "/docs", "/openapi.json"),
 )
-
-
+_CHANGING = ("/v1/galleries", "/admin", "/gradio_api")
+"""Below these a request may change something, except by GET and HEAD and except for a search."""
 _WORK = frozenset(("/v1/embeddings", "/embeddings", "/v1/embedding/image"))
 """Routes that need the model whatever the request says."""
 
@@ -65,12 +67,17 @@ class KeyRing:
 
 
 class Guard:
-    """Pure ASGI, so that a client's going away reaches the routes."""
+    """Pure ASGI, so that a client's going away reaches the routes.
 
-    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing) -> None:
+    Args:
+        origins: of other web pages that may use the API; others must not change anything.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing, origins: Sequence[str] = ()) -> None:
         self._app = app
         self._service = service
         self._keys = keys
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -80,25 +87,30 @@ class Guard:
         answer = self._counting(path, send)
         if self._keys and path not in _OPEN and not self._knows(Headers(scope=scope)):
             problem = Problem(401, "invalid_api_key", "a valid API key is needed: Authorization: Bearer KEY")
-            self._service.metrics.refused(problem.code)
-            Call.of(scope).refusal = problem.code
-            headers = {"WWW-Authenticate": 'Basic realm="clf", charset="UTF-8"'}  # a browser asks for it then
-            reply = refusal(problem, path)
-            reply.headers.update(headers)
+            reply = self._refusal(problem, scope)
+            reply.headers["WWW-Authenticate"] = 'Basic realm="clf", charset="UTF-8"'  # a browser asks for it then
             await reply(scope, receive, answer)
+            return
+        if _changes(scope) and from_elsewhere(headers := Headers(scope=scope), self._origins):
+            source = headers.get("origin", "another site")
+            text = f"a web page of {source} may change nothing here; to allow it: clf serve --cors ORIGIN"
+            await self._refusal(Problem(403, "cross_site", text), scope)(scope, receive, answer)
             return
         if scope.get("method") == "POST" and path in _WORK:
             try:
                 self._service.check_room(time.monotonic() + self._service.limits.timeout)
             except Problem as problem:  # as early as can be: under overload most requests end here
-                self._service.metrics.refused(problem.code)
-                Call.of(scope).refusal = problem.code
-                await refusal(problem, path)(scope, receive, answer)
+                await self._refusal(problem, scope)(scope, receive, answer)
                 return
         if "/heartbeat/" in path:
             await self._until_drained(scope, receive, answer)
         else:
             await self._app(scope, receive, answer)
+
+    def _refusal(self, problem: Problem, scope: Scope) -> Response:
+        self._service.metrics.refused(problem.code)
+        Call.of(scope).refusal = problem.code
+        return refusal(problem, scope["path"])
 
     def _knows(self, headers: Headers) -> bool:
         """Bearer, X-API-Key, or Basic with the key as password."""
@@ -135,6 +147,13 @@ class Guard:
             stream.cancel()
             drained.cancel()
         await asyncio.gather(stream, return_exceptions=True)
+
+
+def _changes(scope: Scope) -> bool:
+    """Whether a request may change a gallery, the server, or what lies on its disk."""
+    if scope.get("method") in (None, "GET", "HEAD", "OPTIONS"):
+        return False
+    return _below(scope["path"], _CHANGING) and not scope["path"].endswith("/search")
 
 
 def _below(path: str, tops: Collection[str]) -> bool:

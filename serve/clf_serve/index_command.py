@@ -24,7 +24,7 @@ from clf_serve.model_options import (
     open_engine,
 )
 from clf_serve.skipped import list_skipped, reasons
-from clf_serve.terminal import bar, console, print_json, size_in_bytes
+from clf_serve.terminal import Bar, bar, console, print_json, size_in_bytes
 
 if TYPE_CHECKING:
     from clf_serve.engine import Engine
@@ -198,8 +198,7 @@ class _Job:
             )
             try:
                 report = sync.run()
-                shown.begin_stage("saving the search index", None)
-                _save(gallery, wishes)
+                _save(gallery, wishes, shown)
             except KeyboardInterrupt:
                 console(stderr=True).print(
                     f"stopped: {sync.report}. That is kept; run the same command again to go on from there"
@@ -266,11 +265,11 @@ class _Job:
                 rests=resting,
                 stopped=stop,
             ).run()
-        if not (report.changed or wishes):
-            return report, None
-        with self._writer() as gallery:
-            _save(gallery, wishes or (None, None, None))
-            return report, gallery.cache_note
+            if not (report.changed or wishes):
+                return report, None
+            with self._writer() as gallery:
+                _save(gallery, wishes or (None, None, None), shown)
+                return report, gallery.cache_note
 
     def _tell(self, report: IndexReport | None, error: str | None, reader: Gallery) -> None:
         now = time.strftime("%H:%M:%S")
@@ -304,13 +303,14 @@ class _Job:
         console(stderr=True).print(text)
 
 
-def _save(gallery: Gallery, wishes: Wishes) -> None:
+def _save(gallery: Gallery, wishes: Wishes, shown: Bar) -> None:
     """Saves the index. It is built as the user wants it, unless that was chosen before."""
+    shown.begin_stage("saving the search index", len(gallery))
     if all(wish in (None, chosen) for wish, chosen in zip(wishes, gallery.wishes, strict=True)):
-        gallery.save_index()
+        gallery.save_index(progress=shown.building)
     else:
         kind, memory, recall = wishes
-        gallery.optimize(kind, memory=memory, recall=recall)
+        gallery.optimize(kind, memory=memory, recall=recall, progress=shown.building)
 
 
 def _kept(report: IndexReport, source: Path) -> str:

@@ -27,7 +27,6 @@ from clf_serve.writing import Writer, Written
 __all__ = ["Incoming", "Ingest", "Written", "digest_key"]
 
 T = TypeVar("T")
-_PAGE = 10_000  # entries looked through at a time
 
 
 class Incoming(NamedTuple):
@@ -108,9 +107,7 @@ class Ingest:
         """
 
         def work(gallery: Gallery) -> int:
-            ids: list[int] = []
-            while page := gallery.page(after=ids[-1] if ids else 0, limit=_PAGE, where=where):
-                ids += [item.id for item in page]
+            ids = gallery.ids(where).tolist()
             if len(ids) != confirm:
                 text = f"{len(ids)} images match and {confirm} were expected; nothing was deleted"
                 raise Problem(409, "count_differs", text, param="confirm")

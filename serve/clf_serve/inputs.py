@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ except ModuleNotFoundError:
 
 Encoding = Literal["float", "base64"]
 _OPTIONS = ("model", "encoding_format", "dimensions", "k")
-_MOST_VALUES = 2**18
+MOST_VALUES = 2**18
+"""Of JSON."""
 _VALUES = 16  # of JSON that an image may need
 _PIECE = 2**20  # bytes looked at in one go; other threads may run in between
 MORE_PARTS = 100
@@ -118,7 +119,7 @@ def parse_embeddings(headers: Headers, query: Mapping[str, str], body: bytes, li
         return EmbeddingsRequest(
             [*form.files, *urls_of(form, limits)], _options(_merged(given, _of_query(form.last())))
         )
-    tree = read_json(body, max(_MOST_VALUES, _VALUES * limits.max_images))
+    tree = read_json(body, max(MOST_VALUES, _VALUES * limits.max_images))
     given = _merged(given, tree)
     return EmbeddingsRequest(images_of(tree, limits.max_images, limits.allow_urls), _options(given))
 
@@ -171,23 +172,17 @@ def unit_vector(value: Any, dim: int, param: str = "vector") -> Vectors:
     return unit
 
 
-def read_json(body: bytes | memoryview, most: int = _MOST_VALUES) -> dict[str, Any]:
+def read_json(body: bytes | memoryview, most: int = MOST_VALUES) -> dict[str, Any]:
     """A JSON object (RFC 8259: UTF-8, no NaN).
 
     Args:
-        most: about as many values as it may hold. Millions of tiny objects would take 25 times their bytes in memory,
-            and hold up every other thread for many seconds, as the reader does not let go of the interpreter.
+        most: as :func:`check_values` has it.
 
     Raises:
         Problem: 400; 413 too many values.
     """
     plain = bytes(body)
-    values = 0
-    for start in range(0, len(plain), _PIECE):
-        values += sum(plain.count(mark, start, start + _PIECE) for mark in (b",", b"[", b"{"))
-        if values > most:
-            text = f"the JSON holds more than {most} values; send images as files, in base64, or as binary data"
-            raise Problem(413, "too_many_values", text)
+    check_values([plain], most)
     try:
         tree = orjson.loads(plain)
     except orjson.JSONDecodeError as error:
@@ -195,6 +190,26 @@ def read_json(body: bytes | memoryview, most: int = _MOST_VALUES) -> dict[str, A
     if not isinstance(tree, dict):
         raise Problem(400, "invalid_json", "the body must be a JSON object")
     return tree
+
+
+def check_values(texts: Iterable[bytes], most: int) -> None:
+    """Refuses JSON before it is read.
+
+    Args:
+        most: about as many values as the texts together may hold. Millions of tiny objects would take 25 times their
+            bytes in memory, and hold up every other thread for many seconds, as the reader does not let go of the
+            interpreter.
+
+    Raises:
+        Problem: 413 too many values.
+    """
+    values = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            values += sum(text.count(mark, start, start + _PIECE) for mark in (b",", b"[", b"{"))
+            if values > most:
+                words = f"the JSON holds more than {most} values; send images as files, in base64, or as binary data"
+                raise Problem(413, "too_many_values", words)
 
 
 BodyKind = Literal["json", "form", "image"]

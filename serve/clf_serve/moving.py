@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from clf.errors import DataError, GalleryError
 from clf_serve.gallery import Gallery
+from clf_serve.gallery.faults import has_database
 from clf_serve.gallery.lock import WriteLock
 from clf_serve.gallery.schema import APPLICATION, FORMAT
 from clf_serve.gallery.store import Item, Moved
 from clf_serve.transfer.export import refuse_existing
-from clf_serve.transfer.whole import remove, whole
+from clf_serve.transfer.whole import is_there, remove, whole
 
 _DATABASE = "gallery.sqlite"
 _OPCODES = 50_000  # of SQLite's virtual machine between two looks at whether Ctrl-C was pressed
@@ -41,18 +42,18 @@ def backup(folder: Path, file: Path) -> Copied:
 
     Raises:
         GalleryError: the gallery is missing or damaged.
-        DataError: ``file`` cannot be written; an earlier one is kept.
+        DataError: ``file`` cannot be written, an earlier one is kept; or it is in a gallery.
     """
     source = folder / _DATABASE
-    if not source.is_file():
+    if not has_database(folder):
         raise GalleryError(f"{folder} is not a gallery; name the folder that clf index made")
-    if file.is_dir():
-        raise DataError(f"{file} is a folder; name a file")
+    if file.name == _DATABASE or file.resolve().parent == folder.resolve():
+        raise DataError(f"{file} may be a gallery's own file; name another one, such as {folder.name}.backup")
     with whole(file) as draft:
         mode = "mode=ro" if os.access(folder, os.W_OK) else "immutable=1"
         with _explained(source, draft), closing(_connect(source, mode)) as connection:
             _check_kind(connection, source)
-            connection.execute("VACUUM INTO ?", (str(draft),))
+            connection.execute("VACUUM INTO ?", (str(draft.absolute()),))
         images = verify(draft)
         return Copied(images, draft.stat().st_size)
 
@@ -75,14 +76,16 @@ def restore(
         GalleryError: the file is damaged, no backup, or of a later version; ``folder`` exists; or it is being written.
         DataError: ``folder`` cannot be written.
     """
-    if not file.is_file():
+    if not (is_there(file) and file.is_file()):
         raise GalleryError(f"{file} does not exist; name a file that clf gallery backup wrote")
-    if not replace:
+    if replace:
+        folder = folder.resolve()  # where a link leads
+    if not replace or not folder.exists():
         refuse_existing(folder)
-    elif folder.exists() and not (folder / _DATABASE).exists():
+    elif not has_database(folder):
         raise GalleryError(f"{folder} is not a gallery, and is not replaced; name another folder")
     images = verify(file)
-    with _set_aside(folder), whole(folder) as draft:
+    with _set_aside(folder), whole(folder, folder=True) as draft:
         draft.mkdir()
         shutil.copyfile(file, draft / _DATABASE)
         _make_own(draft / _DATABASE)
@@ -136,7 +139,7 @@ def move(folder: Path, old: Path, new: Path, *, missing_too: bool = False) -> tu
         moves = [moved for item in _all(gallery) if (moved := _moved(item, old, new))]
         if not moves:
             raise GalleryError(f"no image of {folder} lies below {old}; {_where_they_lie(gallery)}")
-        missing = sum(not Path(moved.key).exists() for moved in moves)
+        missing = sum(not is_there(Path(moved.key)) for moved in moves)
         if missing == len(moves) and not missing_too:
             raise GalleryError(
                 f"none of the {len(moves)} files is below {new} ({moves[0].key} does not exist); "

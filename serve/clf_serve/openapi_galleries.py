@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from clf_serve.gallery_schemas import ID, Schema
+from clf_serve.gallery_schemas import FILTER_TEXT, ID, Schema
 from clf_serve.openapi_parts import BINARY, IMAGE_BODIES, JSON, answer, body, get, headers, in_path, post
 from clf_serve.schemas import ref, written
 
-_FILTER_TEXT: Schema = {"type": "string", "format": "filter-json", "contentMediaType": JSON}
 _QUERY_TEXT: Schema = {"type": "string"}
 
 
@@ -146,7 +145,7 @@ def _searches(gallery: Schema, components: dict[str, Schema]) -> dict[str, Any]:
 
 
 def _where() -> Schema:
-    return _in_query("where", _FILTER_TEXT, "A Filter, as JSON text.")
+    return _in_query("where", FILTER_TEXT, "A Filter, as JSON text.")
 
 
 def _in_query(name: str, schema: Schema, text: str) -> Schema:

@@ -22,7 +22,7 @@ from clf_serve.engine import Engine, Pixels, Skipped, Vectors
 from clf_serve.gallery import Entry, Gallery, Identity, Item
 from clf_serve.thumbnails import thumbnail
 from clf_serve.transfer.export import refuse_existing
-from clf_serve.transfer.whole import remove, sync
+from clf_serve.transfer.whole import is_there, remove, sync
 
 _DRAFT = "gallery"
 _NOTE = "work.json"
@@ -55,6 +55,7 @@ def reembed(
     batch_size: int = 32,
     begin: Callable[[int], None] = lambda total: None,
     progress: Callable[[int], None] = lambda done: None,
+    building: Callable[[str, float], None] = lambda stage, done: None,
 ) -> Reembedded:
     """Makes the gallery ``output`` of the same images, ids, keys and metadata, with the vectors of ``engine``.
 
@@ -64,6 +65,7 @@ def reembed(
         from_thumbnails: embed the stored thumbnail (256 pixels at most, JPEG) of a file that cannot be read. The vector
             differs a little from the file's own.
         begin: called with the number of images still to embed.
+        building: called with a stage of building the search index and the share of it that is done.
 
     Raises:
         GalleryError: ``output`` exists, is being made by another process, or was begun from another gallery or model;
@@ -78,9 +80,10 @@ def reembed(
         _begin(work, old, model)
         with Gallery.open_or_create(work / _DRAFT, model, engine.folder) as new:
             report = _Run(old, new, engine, from_thumbnails, batch_size).carry_out(begin, progress)
-            if not report.images and report.skipped:
-                raise _unreadable(report.skipped, folder)
-            new.save_index()
+            new.save_index(progress=building)
+    if not report.images and report.skipped:
+        remove(work)
+        raise _unreadable(report.skipped, folder)
     (work / _DRAFT).rename(output)
     sync(output.parent)
     remove(work)
@@ -215,7 +218,7 @@ def _pages(gallery: Gallery, wanted: set[int]) -> Iterator[list[Item]]:
 def _path(item: Item) -> Path:
     """Where the file should be."""
     by_key, by_uri = Path(item.key), Path(item.uri)
-    return by_key if by_key.is_absolute() and (by_key.exists() or not by_uri.exists()) else by_uri
+    return by_key if by_key.is_absolute() and (is_there(by_key) or not is_there(by_uri)) else by_uri
 
 
 def _entry(item: Item) -> Entry:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from clf.errors import DataError
 from clf_serve.gallery.store import Hit
 from clf_serve.style import PALETTE, VIEWPORT
+from clf_serve.transfer.whole import whole
 
 _CSS = """
 .query { display: flex; gap: 20px; align-items: center; margin-bottom: 28px; }
@@ -73,14 +71,5 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; name a file")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}; name a file in another folder") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")

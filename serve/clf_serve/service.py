@@ -87,7 +87,7 @@ class Service:
         """Raises Problem 404 when there is no gallery of this name."""
         if name not in self.galleries:
             here = ", ".join(map(repr, self.galleries)) or "none"
-            text = f"the gallery {name!r} is not here; there is {here}.{did_you_mean(name, self.galleries)}"
+            text = f"the gallery {name[:80]!r} is not here; there is {here}.{did_you_mean(name[:80], self.galleries)}"
             raise Problem(404, "gallery_not_found", text, param="gallery")
 
     def ingest(self, deployment: Deployment) -> Ingest:
@@ -155,6 +155,8 @@ class Service:
         """Brings the gauges of all galleries up to date."""
         facts = {}
         for name, deployment in self.galleries.items():
+            if not deployment.warm:  # its index may take minutes to be read
+                continue
             gallery = deployment.require_gallery()
             try:
                 known = await asyncio.to_thread(self.memory.facts, gallery)

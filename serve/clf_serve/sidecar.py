@@ -13,13 +13,15 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from clf import images
 from clf.errors import DataError, did_you_mean, missing_extra
 from clf_serve.gallery import Gallery
+from clf_serve.gallery.metadata import EntryError, encode
 from clf_serve.scanning import root_of
 
 Row = dict[str, Any]
@@ -68,12 +70,19 @@ def read_sidecar(path: Path | None, source: Path) -> Sidecar | None:
         known = ", ".join(_READERS)
         raise DataError(f"{path} must end in one of {known}.{did_you_mean(path.suffix.lower(), _READERS)}")
     rows: dict[str, Row] = {}
+    folder = source if images.is_folder(source) else source.parent
+    shown = os.path.abspath(folder).rstrip(os.sep) + os.sep  # noqa: PTH100
+    tops = [top.replace(os.sep, "/") for top in (root_of(folder), shown)]
     try:
         for place, row in reader(path):
-            name = _name(row, path, place, source)
+            name = _name(row, path, place, tops)
             if name in rows:
                 raise DataError(f"{path}, {place}: {name} has a row already; keep one of them")
-            rows[name] = {key: _clean(value, path, place) for key, value in row.items() if _is_told(key, path, place)}
+            new = {key: _clean(value, path, place) for key, value in row.items() if _is_told(key, path, place)}
+            encode(new)
+            rows[name] = new
+    except (EntryError, RecursionError) as error:
+        raise DataError(f"{path}, {place}: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -110,18 +119,23 @@ def apply_metadata(
     return described, [name for name in sidecar.rows if name not in names]
 
 
-def _name(row: Row, path: Path, place: str, source: Path) -> str:
-    column = next((name for name in _NAMES if name in row), None)
-    if column is None:
-        found = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{path}, {place}: there is no column 'file' with the image's path; the columns are: {found}")
-    name = row.pop(column)
+def _name(row: Row, path: Path, place: str, tops: Iterable[str]) -> str:
+    name = row.pop(_column(row, path, place))
     if not isinstance(name, str) or not name:
         raise DataError(f"{path}, {place}: 'file' must be the path of an image, got {name!r}")
     name = posixpath.normpath(name.replace(os.sep, "/"))
-    for top in (root_of(source), os.path.abspath(source).rstrip(os.sep) + os.sep):  # noqa: PTH100
-        name = name.removeprefix(top.replace(os.sep, "/"))
+    for top in tops:
+        name = name.removeprefix(top)
     return name
+
+
+def _column(names: Collection[object], path: Path, place: str) -> str:
+    """Of the image's path."""
+    column = next((name for name in _NAMES if name in names), None)
+    if column is None:
+        found = ", ".join(map(str, names)) or "none"
+        raise DataError(f"{path}, {place}: there is no column 'file' with the image's path; the columns are: {found}")
+    return column
 
 
 def _is_told(key: object, path: Path, place: str) -> bool:
@@ -156,6 +170,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
             lines = [(reader.line_num, cells) for cells in reader if cells]
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    _column(header, path, "line 1")
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns have the same name: {', '.join(header)}")
     for line, cells in lines:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clf_serve.terminal import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,6 +26,6 @@ def list_skipped(out: Console, skipped: Sequence[Skipped]) -> None:
         return
     out.print(f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped:")
     for _, reason in skipped[:_SHOWN]:
-        out.print(f"  {reason}")
+        out.print(f"  {printable(reason)}")
     if len(skipped) > _SHOWN:
         out.print(f"  and {len(skipped) - _SHOWN} more; --json lists them all")

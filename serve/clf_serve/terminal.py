@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*((?:[kmg]i?)?)b?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*((?:[kmg]i?)?)b?\s*", re.IGNORECASE)
 
 
 def size_in_bytes(text: str) -> int:
-    """``700MiB`` or ``1.5GB`` as a number of at least 1. Raises ConfigError."""
+    """``700MiB`` or ``1.5GB`` as a number of at least 1, or a plain 0. Raises ConfigError."""
     found = _SIZE.fullmatch(text)
     size = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
-    if size < 1:
+    if size < 1 and text.strip() != "0":
         raise ConfigError(f"{text!r} is no size; write one like 700MiB or 2GB")
     return size
 
@@ -35,6 +35,11 @@ def readable(size: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def printable(text: str) -> str:
+    """On one line, with ``\\x1b`` for what a terminal would act on: names of files may hold anything but zero bytes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -67,6 +72,15 @@ class Bar:
     def stage(self, label: str, done: float) -> None:
         """Args: done: of the stage, in [0, 1]."""
         self._progress.update(self._task, description=label, total=1.0, completed=done)
+
+    def building(self, stage: str, done: float) -> None:
+        """What a gallery is to call while it builds its search index; a sentence comes first where that takes long."""
+        label, task = f"search index: {stage}", self._progress.tasks[0]
+        if task.description != label:
+            if stage == "sampling":  # of kinds that are more than all vectors in a row
+                self._progress.console.print("building the search index, which may take minutes")
+            self._progress.reset(self._task, description=label)
+        self._progress.update(self._task, completed=done * (task.total or 1))
 
 
 @contextmanager

@@ -143,6 +143,11 @@ class Writer:
             await thread(self._shut)
         while batch := self._next():
             await thread(lambda batch=batch: self._run(batch))  # type: ignore[misc]
+            if self._gallery is None:  # it cannot be opened; finding that out again for each would take seconds
+                for job in [job for job in self._waiting if job.identity == batch[0].identity]:
+                    self._waiting.remove(job)
+                    job.error = batch[0].error
+                    batch.append(job)
             for job in batch:
                 job.deliver()
 

@@ -76,7 +76,7 @@ def main() -> None:
     classes = np.array([Path(name).parent.name for name in names])
     test = np.arange(len(names)) >= len(trained.data.train)
     pixels = raw_pixels(pictures).numpy()
-    untrained = experiment.build(trained.config, trained.data).method.encoder
+    untrained = experiment.build(trained.config, trained.data).method.encoder()
     rows = {
         "raw pixels": precision(unit(pixels), classes),
         "raw pixels, less their mean": precision(unit(pixels - pixels.mean(0)), classes),

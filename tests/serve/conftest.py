@@ -16,6 +16,7 @@ import pytest
 from api_helpers import LIMITS, Gate, wait_ready
 from command_helpers import Run
 from serve_helpers import PROGRAM, Server, served, service_of, write_model, write_pictures
+from ui_helpers import Site, Tab, site
 
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
@@ -69,6 +70,23 @@ def client(engine: Engine, indexed: Path) -> Iterator[httpx.Client]:
     with served(service) as client:
         wait_ready(client)
         yield client
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Site]:
+    """One for all tests of the search tab: a server with its page takes seconds to start."""
+    with site(tmp_path_factory.mktemp("page"), engine) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tab(page: Site) -> Tab:
+    """The window, on a page that was loaded anew."""
+    page.tab.media()
+    page.tab.size(1280, 900)
+    page.tab.open()
+    page.tab.severe()
+    return page.tab
 
 
 @pytest.fixture

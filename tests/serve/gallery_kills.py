@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from clf_serve.gallery import Entry, Gallery, Identity
 from clf_serve.gallery.store import Moved
+from clf_serve.index import plan
 
 DIM = 16
 MODEL = Identity("killed", "0" * 64, DIM)
@@ -115,7 +116,8 @@ def entry(key: str, mark: Mark) -> Entry:
 
 
 def write_until_killed(folder: Path, seed: int, step: int, state: Mapping[str, Mark]) -> None:
-    """What the writer's process does."""
+    """What the writer's process does. Graphs and lists are built of the few entries there are, too."""
+    plan._LEAST_FOR_LISTS = 40
     with Gallery.open_or_create(folder, MODEL, folder.parent) as gallery:
         for operation in operations(state, seed, step):
             print("begin", json.dumps(operation), flush=True)

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from clf_serve.gallery import Entry, Gallery, Hit, Identity, Item, Moved, Where
+from clf_serve.index import plan
 
 Vectors = NDArray[np.float32]
 
@@ -157,9 +158,11 @@ class GalleryMachine(RuleBasedStateMachine):
     """A writer and a reader in one process; both must always say what the model says."""
 
     DIM = 6
-    KEYS = 30
+    KEYS = 50
     """Entries that there may be at a time."""
     BATCH = 8
+    LEAST = 20
+    """Entries from which on a graph or lists are built if asked for; that many are needed to learn codes from."""
     POOL = 60
     """Different vectors; a small number makes equal scores frequent."""
 
@@ -173,15 +176,19 @@ class GalleryMachine(RuleBasedStateMachine):
         self.vectors: dict[int, Vectors] = {}
         self.used: set[int] = set()
         self.random = np.random.default_rng(0)
+        self.threshold, plan._LEAST_FOR_LISTS = plan._LEAST_FOR_LISTS, self.LEAST
 
-    @initialize(seed=st.integers(0, 2**32 - 1))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 2**32 - 1), many=st.booleans())
+    def begin(self, seed: int, many: bool) -> None:
         self.random = np.random.default_rng(seed)
         self.path = self.folder / "g"
         self.writer = Gallery.open_or_create(self.path, self.model, self.folder)
         self.reader = Gallery(self.path)
+        for _ in range(self.KEYS // self.BATCH if many else 0):
+            self.upsert([int(number) for number in self.random.integers(0, 10**9, self.BATCH)], {})
 
     def teardown(self) -> None:
+        plan._LEAST_FOR_LISTS = self.threshold
         if hasattr(self, "reader"):
             self.writer.close()
             self.reader.close()
@@ -288,6 +295,11 @@ class GalleryMachine(RuleBasedStateMachine):
     @rule()
     def save(self) -> None:
         self.writer.save_index()
+
+    @rule(kind=st.sampled_from(["flat", "hnsw", "ivf"]))
+    def optimize(self, kind: str) -> None:
+        info = self.writer.optimize(kind)
+        assert info.kind == (kind if len(self.items) >= self.LEAST else "flat") and info.vectors == len(self.items)
 
     @rule(again=st.booleans())
     def reopen(self, again: bool) -> None:

@@ -78,19 +78,21 @@ def test_percentile_rises_with_the_score_and_never_reaches_one(scores: list[floa
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (0.0, "less than 1 %"),
-        (0.01, "1 %"),
-        (0.29, "29 %"),  # 100 x 0.29 is 28.999... in binary
-        (0.989999, "98 %"),
+        (0.0, "0.0 %"),
+        (0.01, "1.0 %"),
+        (0.29, "29.0 %"),  # 100 x 0.29 is 28.999... in binary
+        (0.5, "50.0 %"),
+        (0.989999, "98.9 %"),
         (0.9984, "99.8 %"),
         (0.99899, "99.8 %"),
         (0.9999, "99.99 %"),
         (0.999899, "99.98 %"),
-        (0.99999, "over 99.99 %"),
-        (1.0, "over 99.99 %"),
+        (0.99999, "99.99 %"),
+        (499_500 / 499_501, "99.99 %"),
+        (1.0, "100.00 %"),
     ],
 )
-def test_percent_is_rounded_down_and_never_says_a_hundred(share: float, text: str) -> None:
+def test_percent_is_rounded_down_and_says_a_hundred_of_all_only(share: float, text: str) -> None:
     assert percent(share) == text
     assert words(share) == f"closer than {text} of random pairs"
 

@@ -144,6 +144,11 @@ def test_vectors_are_kept(client: Client, both: Both) -> None:
         both.upsert_vectors([1.0, 2.0])
     with pytest.raises(ClientError, match="as many as the images"):
         both.upsert_vectors(vectors, keys=["a"])
+    with pytest.raises(ClientError, match="as many as the images"):  # they may be shifted against each other
+        both.upsert_vectors(vectors, keys=[str(i) for i in range(51)])
+    with pytest.raises(ClientError, match="as many as the images"):
+        both.upsert([png(1)], metadata=[{}, {}])
+    assert both.info()["images"] == 50
     with pytest.raises(RefusedError, match="12 finite numbers"):
         both.upsert_vectors([[1.0]])
 
@@ -163,6 +168,12 @@ def test_searches_say_all_that_the_server_understands(client: Client, both: Both
     mixed = both.search(like=[ids[1], Weighted(png(2), 2.0)], unlike=[both.vector(ids[3])], k=50)
     assert ids[1] not in [hit.id for hit in mixed] and len(mixed) == 12
     assert mixed != both.search(like=[ids[1], png(2)], unlike=[both.vector(ids[3])], k=50)
+    number = np.int64(ids[1])
+    assert both.search(id=number) == both.search(id=ids[1])
+    row = both.vector(ids[3]).tolist()
+    assert both.search(like=[number, Weighted(row, 2.0)]) == both.search(
+        like=[ids[1], Weighted(both.vector(ids[3]), 2.0)]
+    )
     for wrong in ({}, {"id": 1, "vector": [1.0] * DIM}):
         with pytest.raises(ClientError, match="search takes one of"):
             both.search(**wrong)

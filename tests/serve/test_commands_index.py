@@ -38,7 +38,7 @@ def change(folder: Path) -> dict[str, int]:
     """The counts that follow."""
     (folder / "0001.png").rename(folder / "renamed.png")
     (folder / "0002.png").unlink()
-    picture(50).save(folder / "0003.png")
+    picture(70).save(folder / "0003.png")
     picture(51).save(folder / "new.png")
     (folder / "0004.png").touch()
     counts = {"renamed": 1, "removed": 1, "updated": 1, "added": 1, "touched": 1, "unchanged": 8}
@@ -122,6 +122,29 @@ def test_the_index_is_chosen_by_options(
     assert asked == [("hnsw", None), (None, 0.9)]  # what was chosen before is not built again
     with Gallery(tmp_path / "g") as opened:
         assert opened.wishes == ("hnsw", 700 * 2**20, 0.9)
+
+
+def test_building_an_index_is_told(
+    run: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(folder, 60)
+    said = "building the search index, which may take minutes"
+    assert said not in run("index", model, folder, "-o", tmp_path / "flat")[2]  # no graph, no lists: done at once
+
+    monkeypatch.setattr("clf_serve.index.plan._LEAST_FOR_LISTS", 10)
+    assert said in run("index", model, folder, "-o", tmp_path / "g", "--index", "ivf")[2]
+    assert said not in run("index", model, folder, "-o", tmp_path / "g")[2]
+    shutil.rmtree(tmp_path / "g" / "index")
+    picture(70).save(folder / "new.png")
+    assert said in run("index", model, folder, "-o", tmp_path / "g")[2]
+
+    exported = tmp_path / "e.npz"
+    assert run("gallery", "export", tmp_path / "g", exported)[0] == 0
+    assert said not in run("gallery", "import", exported, "-o", tmp_path / "i", "--model", model)[2]  # few: flat
+    monkeypatch.setattr("clf_serve.index.plan.FLAT_VALUES", 1)
+    assert said in run("gallery", "import", exported, "-o", tmp_path / "j", "--model", model)[2]
+    other = write_model(tmp_path / "other", size=64)
+    assert said in run("gallery", "reembed", tmp_path / "g", other, "-o", tmp_path / "r")[2]
 
 
 def test_a_gallery_that_cannot_be_written(

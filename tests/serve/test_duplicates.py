@@ -211,3 +211,28 @@ def test_what_is_folded_resembles_what_is_shown(n: int, threshold: float, seed: 
         for other in range(one):
             assert digests[leads[one]] != digests[leads[other]]
             assert vectors[leads[one]] @ vectors[leads[other]] < threshold + 1e-6
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.6, 0.9])
+def test_long_results_are_folded_as_one_by_one(threshold: float) -> None:
+    """And the first of them as they are alone, or a page would show what another has folded away."""
+    rng = np.random.default_rng(7)
+    n = 500
+    vectors = np.repeat(rng.standard_normal((n // 4, 6)), 4, axis=0) + 0.3 * rng.standard_normal((n, 6))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[rng.permutation(n)].astype(np.float32)
+    digests = ["" if number < 200 else str(number) for number in rng.integers(0, 600, n)]
+
+    expected: list[list[int]] = []
+    for place in range(n):
+        for group in expected:
+            same = digests[place] and digests[place] == digests[group[0]]
+            if same or vectors[place] @ vectors[group[0]] >= threshold:
+                group.append(place)
+                break
+        else:
+            expected.append([place])
+
+    assert fold(hits(n), vectors, digests, threshold) == expected
+    for part in (1, 63, 64, 65, 130, 333):
+        shorter = [[place for place in group if place < part] for group in expected if group[0] < part]
+        assert fold(hits(part), vectors[:part], digests[:part], threshold) == shorter

@@ -162,7 +162,7 @@ def test_a_name_with_a_line_break_wants_zero_bytes(run: Run, tmp_path: Path, eng
         (["--threshold", "0.9", "--level", "bytes"], "of the near level only"),
         (["--where", "{"], "--where is not JSON"),
         (["--where", '{"a": {"$what": 1}}'], "$what"),
-        (["--html", "/nowhere/at/all.html"], "cannot be written"),
+        (["--html", "/nowhere/at/all.html"], "the folder /nowhere/at of all.html does not exist"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(run: Run, shelf: Path, words: list[str], message: str) -> None:
@@ -219,3 +219,15 @@ def test_without_duplicates_the_page_says_so(tmp_path: Path, engine: Engine) -> 
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_a_name_cannot_act_on_the_terminal(run: Run, tmp_path: Path, engine: Engine) -> None:
+    folder, path = tmp_path / "odd", tmp_path / "gallery"
+    folder.mkdir()
+    for name in ("a.jpg", "b\nc\x1b[31m\u202e[bold]\u00e9.jpg"):
+        (folder / name).write_bytes(jpeg(scene(0)))
+    index(path, folder, engine)
+
+    out = run(path, "--level", "bytes")[1]
+
+    assert "b\\nc\\x1b[31m\\u202e[bold]\u00e9.jpg\n" in out and "\x1b" not in out and "\u202e" not in out

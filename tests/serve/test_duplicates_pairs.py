@@ -147,3 +147,26 @@ def test_too_few_or_equal_images_tell_nothing() -> None:
 
     for chance in (few, equal):
         assert chance.distance is None and chance.threshold == 0.95 and chance.partners(0.99) is None
+
+
+def test_of_thousands_of_equal_vectors_the_first_partners_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates_pairs, "_COLUMNS", 64)
+    sorted_: list[int] = []
+    whole = duplicates_pairs._most
+    monkeypatch.setattr(duplicates_pairs, "_most", lambda pairs, most: sorted_.append(len(pairs)) or whole(pairs, most))
+    vectors = np.zeros((600, 4), np.float32)
+    vectors[:, 0] = 1
+
+    pairs = close_pairs(vectors, vectors, 0.5, most=5)
+
+    assert set(pairs) == {(i, j) for i in range(600) for j in range(i + 1, min(i + 6, 600))}
+    assert sum(sorted_) < 600 * (64 + 5) * 3  # and not again in each of ten blocks of columns
+
+
+def test_the_first_of_a_group_is_its_least_position() -> None:
+    groups = Partition(9)
+    groups.join([[5, 7], [8, 3], [7, 8], [6, 1, 2]])
+
+    for position in range(9):
+        assert groups.first(position) == min(groups.members(groups.of(position)))
+    assert [groups.first(position) for position in range(9)] == [0, 1, 1, 3, 4, 3, 1, 3, 3]

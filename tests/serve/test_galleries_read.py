@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,8 @@ from serve_helpers import DIM, served, service_of, write_model, write_pictures
 
 from clf_serve.deployment import Opened
 from clf_serve.engine import Engine
-from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery import Gallery, Identity, Where
+from clf_serve.gallery_memory import Memory
 from clf_serve.indexing import index_images
 from clf_serve.service import Service, public_names
 
@@ -105,7 +108,8 @@ def test_thumbnails_may_be_kept(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("end", ["", "/vector", "/thumbnail"])
 @pytest.mark.parametrize(
-    ("id_", "status", "code"), [("999", 404, "unknown_id"), ("x", 400, "invalid_id"), (str(2**70), 404, "unknown_id")]
+    ("id_", "status", "code"),
+    [("999", 404, "unknown_id"), ("x", 400, "invalid_id"), *((str(n), 404, "unknown_id") for n in (-1, 2**63, 2**70))],
 )
 def test_an_unknown_image_is_told(client: httpx.Client, end: str, id_: str, status: int, code: str) -> None:
     error(client.get(f"/v1/galleries/g/images/{id_}{end}"), status, code)
@@ -115,6 +119,7 @@ def test_an_unknown_gallery_is_told_before_a_body_is_read(client: httpx.Client, 
     for method, path in (("GET", ""), ("POST", "/search"), ("POST", "/images"), ("DELETE", "/images/1")):
         found = error(client.request(method, f"/v1/galleries/gg{path}"), 404, "gallery_not_found")
         assert "Did you mean 'g'" in found["message"]
+    assert len(error(client.get(f"/v1/galleries/{'x' * 5000}"), 404, "gallery_not_found")["message"]) < 300
     with served(service_of(engine)) as bare:
         wait_ready(bare)
         assert bare.get("/v1/galleries").json()["data"] == []
@@ -124,8 +129,12 @@ def test_an_unknown_gallery_is_told_before_a_body_is_read(client: httpx.Client, 
 
 def test_keys_are_asked_for(engine: Engine, gallery: Path) -> None:
     with served(service_of(engine, Gallery(gallery), WRITABLE), api_keys=["secret"]) as client:
-        for method, path in (("GET", ""), ("POST", "/search"), ("POST", "/images"), ("GET", "/images/1/thumbnail")):
-            error(client.request(method, TOP + path), 401, "invalid_api_key")
+        paths = client.get("/openapi.json", headers={"X-API-Key": "secret"}).json()["paths"]
+        ours = [(method, path) for path in paths if path.startswith("/v1/galleries") for method in paths[path]]
+        assert len(ours) == 12
+        for method, path in [*ours, ("options", TOP), ("put", TOP)]:
+            url = path.replace("{gallery}", "gallery").replace("{image_id}", "1")
+            error(client.request(method, url), 401, "invalid_api_key")
         assert client.get(TOP, headers={"X-API-Key": "secret"}).status_code in (200, 503)
 
 
@@ -152,6 +161,26 @@ def test_the_metrics_have_one_series_for_each_gallery(engine: Engine, tmp_path: 
         assert line in lines
     assert any(line.startswith('clf_requests_total{route="/v1/galleries",status="200"}') for line in lines)
     assert len(again) == len(lines)
+
+
+def test_the_metrics_do_not_wait_for_an_index_that_is_being_read(
+    engine: Engine, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Gallery] = []
+    monkeypatch.setattr(Gallery, "facts", asked.append)
+    with Gallery(gallery) as opened:
+        asyncio.run(service_of(engine, opened, LIMITS).measure_galleries())  # it is not started, and so not warm
+    assert asked == []
+
+
+def test_what_is_remembered_of_large_filters_is_small(gallery: Path) -> None:
+    memory = Memory()
+    with Gallery(gallery) as opened:
+        for number in range(3):
+            where = Where.parse({"label": {"$in": [f"{number}" + "x" * 4000] * 250}})
+            assert memory.count(opened, where) == 0
+        assert memory.count(opened, None) == memory.count(opened, Where.parse({"@id": {"$gte": 0}})) == 20
+        assert len(pickle.dumps(memory._known[opened])) < 10_000
 
 
 def test_two_models_have_each_their_gallery(engine: Engine, indexed: Path, tmp_path: Path) -> None:

@@ -153,6 +153,15 @@ def test_pages_hold_every_hit_once(server: Live, bank: NDArray[np.float64]) -> N
         assert pages == whole and len(whole) > 4, more
 
 
+def test_the_last_page_is_known_where_the_query_does_not_pass_the_filter(server: Live) -> None:
+    """Id 1 is even and so not among the twelve that match: it takes no place away."""
+    first = server.search({"id": 1, "k": 11, "where": {"odd": 1}})
+    assert (len(first["hits"]), first["matching"], first["next"]) == (11, 12, 11)
+    last = server.search({"id": 1, "k": 11, "offset": 11, "where": {"odd": 1}})
+    assert (len(last["hits"]), last["next"]) == (1, None)
+    assert server.search({"id": 2, "k": 11, "where": {"odd": 1}})["next"] is None
+
+
 def test_a_range_has_all_that_are_near_and_no_other(server: Live, bank: NDArray[np.float64]) -> None:
     scores = bank @ bank[9]
     for least in (0.8, 0.9, 0.999, 1.0, -1.0):
@@ -227,6 +236,7 @@ def test_a_bad_search_is_refused_with_the_place(
         ("id=1&where=%7B", "invalid_filter"),
         ("id=1&fold=2", "invalid_fold"),
         ("id=1&include=score", "invalid_include"),
+        ("id=1&wher=%7B%7D", "unknown_field"),
     ],
 )
 def test_a_bad_link_is_refused(server: Live, query: str, code: str) -> None:
@@ -238,6 +248,21 @@ def test_a_form_holds_one_image(server: Live) -> None:
     error(server.client.post(f"{TOP}/search", files=[("k", (None, "3"))]), 400, "one_image")
 
 
+def test_a_misspelt_field_of_a_form_is_refused(server: Live) -> None:
+    """Without its filter the search would give something else."""
+    reply = server.client.post(f"{TOP}/search", files={"image": png(1)}, data={"wher": '{"odd": 1}'})
+    assert error(reply, 400, "unknown_field")["param"] == "wher"
+    reply = server.client.post(f"{TOP}/search?wher=1", content=png(1), headers=PNG)
+    assert error(reply, 400, "unknown_field")["param"] == "wher"
+    error(server.client.get(f"{TOP}/images", params={"wher": '{"odd": 1}'}), 400, "unknown_field")
+
+
+def test_a_filter_in_a_form_is_not_read_when_it_is_too_large(server: Live) -> None:
+    text = "[" + "{}," * (2**18 // 2) + "{}]"
+    reply = server.client.post(f"{TOP}/search", files={"image": png(1)}, data={"where": text})
+    error(reply, 413, "too_many_values")
+
+
 def test_a_search_that_takes_too_long_is_told_and_holds_up_no_other(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +270,7 @@ def test_a_search_that_takes_too_long_is_told_and_holds_up_no_other(
     search = Gallery.search
 
     def slow(self: Gallery, vector: Any, k: int, **more: Any) -> Any:
-        if k == 7:
+        if k == 8:  # one more than is asked for tells whether a page follows
             begun.release()
             assert go_on.wait(30)
         return search(self, vector, k, **more)

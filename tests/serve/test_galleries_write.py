@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from gallery_api import TOP, WRITABLE, Live, live, png, truth
 from PIL import Image
 from serve_helpers import DIM
 
+from clf_serve import gallery_bodies
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery
+from clf_serve.inputs import read_json
 
 PNG = {"Content-Type": "image/png"}
 
@@ -268,6 +271,44 @@ def test_forms_and_types_that_do_not_fit_are_refused(shared: Live) -> None:
     error(shared.client.patch(f"{TOP}/images/99", json={"metadata": {}}), 404, "unknown_id")
     refused = shared.client.put(f"{TOP}/images")
     assert (refused.status_code, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD", "POST"})
+
+
+def test_nothing_of_a_form_is_left_out_in_silence(shared: Live) -> None:
+    image = ("f", ("a.png", png(2)))
+    misspelt = shared.client.post(f"{TOP}/images", files=[image, ("metdata", (None, "{}"))])
+    assert error(misspelt, 400, "unknown_field")["param"] == "metdata"
+    misspelt = shared.client.post(f"{TOP}/images?metdata=1", content=png(2), headers=PNG)
+    assert error(misspelt, 400, "unknown_field")["param"] == "metdata"
+    other = ("g", ("b.json", b'{"some": "file that is no image"}', "application/json"))
+    found = error(shared.client.post(f"{TOP}/images", files=[image, other]), 422, "invalid_image")
+    assert found["param"] == "images[1]"
+    assert shared.client.get(TOP).json()["images"] == 1
+
+
+@pytest.mark.parametrize("name", ["images", "metadata"])
+def test_json_in_a_form_is_not_read_when_it_is_too_large(shared: Live, name: str) -> None:
+    """All fields count together: reading millions of tiny objects takes gigabytes."""
+    half = "[" + "{}," * (2**17 // 2) + "{}]"
+    files = [("f", ("a.png", png(2))), *[(name, (None, half))] * 2]
+    error(shared.client.post(f"{TOP}/images", files=files), 413, "too_many_values")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("PATCH", "/images/1", {"metadata": {"x": "y" * 2**18}}), ("POST", "/delete", {"ids": [1], "x": "y" * 2**18})],
+)
+def test_a_large_body_is_not_read_on_the_event_loop(
+    shared: Live, monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: dict[str, Any]
+) -> None:
+    threads = []
+
+    def read(*args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return read_json(*args)
+
+    monkeypatch.setattr(gallery_bodies, "read_json", read)
+    assert shared.client.request(method, TOP + path, json=body).status_code == 400
+    assert [name.startswith("clf-read") for name in threads] == [True]
 
 
 def test_a_gallery_is_read_only_unless_it_is_said_otherwise(engine: Engine, gallery: Path) -> None:

@@ -270,12 +270,15 @@ def test_of_a_large_gallery_fields_look_at_a_sample(empty: Gallery, monkeypatch:
 
 
 def test_what_filters_matched_is_remembered_within_bounds(empty: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "_CACHE_BYTES", 3 * 8 * 90)
+    monkeypatch.setattr(matching, "_CACHE_BYTES", 5000)
     empty.upsert(entries(0, 90))
     for i in range(1, 10):
         where = Where.parse({"@id": {"$ne": -i}})
         assert empty.ids(where) is empty.ids(where)
-    assert len(empty._matching._kept) <= 3
+    assert 2 <= len(empty._matching._kept) <= 4
+    for i in range(1, 30):  # matches nothing, and has a long text
+        assert not len(empty.ids(Where.parse({"label": "x" * 1000 + str(i)})))
+    assert len(empty._matching._kept) <= 2
 
 
 def test_facts_and_generation(empty: Gallery, tmp_path: Path) -> None:

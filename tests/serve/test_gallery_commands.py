@@ -307,10 +307,21 @@ def test_delete_by_filter_and_by_id(run: Run, gallery: Path) -> None:
 def test_delete_asks(run: Run, gallery: Path, monkeypatch: pytest.MonkeyPatch, answer: str, removed: int) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
 
-    code, out, _ = run("delete", gallery, "--id", 5)
+    code, _, err = run("delete", gallery, "--id", 5)
 
-    assert f"Remove 1 of 20 images from {gallery}?" in out
+    assert f"Remove 1 of 20 images from {gallery}?" in err
     assert code == (0 if removed else 1) and len(contents(gallery)) == 20 - removed
+
+
+def test_delete_asks_beside_the_json_and_counts_each_image_once(
+    run: Run, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+
+    code, out, err = run("delete", gallery, "--id", "3", "--id", "3", "--id", "9" * 30, "--json")
+
+    assert code == 0 and json.loads(out) == {"gallery": str(gallery), "removed": 1}
+    assert f"Remove 1 of 20 images from {gallery}?" in err
 
 
 def test_delete_holds_nobody_up_while_it_asks(run: Run, gallery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +379,8 @@ def test_move_by_command(run: Run, gallery: Path, photos: Path, tmp_path: Path) 
         (["check", "PHOTOS"], "is not a gallery"),
         (["optimize", "PHOTOS"], "is not a gallery"),
         (["optimize", "GALLERY", "--memory", "much"], "'much' is no size; write one like 700MiB"),
-        (["optimize", "GALLERY", "--memory", "0"], "is no size"),
+        (["optimize", "GALLERY", "--memory", "0MB"], "is no size"),
+        (["optimize", "GALLERY", "--memory", "9" * 400 + "GB"], "is no size"),
         (["optimize", "GALLERY", "--index", "lsh"], "Invalid value"),
         (["delete", "GALLERY", "--yes"], "say which images: either --where FILTER or --id N"),
         (["delete", "GALLERY", "--id", "1", "--where", "{}"], "either --where FILTER or --id N"),
@@ -419,8 +431,8 @@ def test_another_model_is_refused_with_the_way_to_reembed(
 
 
 def test_sizes() -> None:
-    found = [size_in_bytes(text) for text in ("700MiB", "1.5GB", " 2 gib", "10k", "1024", "3B", "1MB")]
-    assert found == [700 * 2**20, 1_500_000_000, 2 * 2**30, 10_000, 1024, 3, 1_000_000]
+    found = [size_in_bytes(text) for text in ("700MiB", "1.5GB", " 2 gib", "10k", "1024", "3B", "1MB", "0")]
+    assert found == [700 * 2**20, 1_500_000_000, 2 * 2**30, 10_000, 1024, 3, 1_000_000, 0]
     assert [readable(size) for size in (0, 1023, 1024, 3 * 2**20, 5 * 2**40, 5000 * 2**40)] == [
         "0 B",
         "1023 B",

@@ -76,6 +76,34 @@ def test_a_bad_cache_is_rebuilt_from_the_database(tmp_path: Path, damage: str) -
         assert reader.cache_note is None
 
 
+def test_a_reader_takes_up_the_better_index_that_a_writer_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nothing is written after it: the reader compares every vector until then."""
+    monkeypatch.setattr("clf_serve.index.plan._LEAST_FOR_LISTS", 40)
+    with Gallery.open_or_create(tmp_path / "g", MODEL, tmp_path) as writer:
+        writer.upsert(entries(0, 60))
+        with Gallery(tmp_path / "g") as reader:
+            assert reader.facts().index.kind == "flat" and reader.cache_note is None
+            monkeypatch.setattr("clf_serve.index.plan.FLAT_VALUES", 10)
+            writer.save_index()
+            assert writer.facts().index.kind == "hnsw"
+            agrees_with_brute_force(reader)
+            assert reader.facts().index.kind == "hnsw" and reader.cache_note is None
+
+
+def test_an_index_saved_while_a_search_begins_is_not_taken_for_a_wrong_one(tmp_path: Path) -> None:
+    folder = make(tmp_path / "g", 5)
+    with Gallery(folder) as reader, Gallery(folder, write=True) as writer:
+        with reader._db.reading() as connection:  # a search that has begun, and not yet opened the index
+            writer.upsert(entries(5, 5, seed=2))
+            writer.save_index()
+            with pytest.raises(following.StaleError):
+                reader._follower.at(connection)
+        assert len(reader.search(entries(0, 5)[0].vector, 100)) == 10
+        assert reader.cache_note is None
+
+
 def test_a_cache_newer_than_a_restored_database_is_not_believed(tmp_path: Path) -> None:
     folder = make(tmp_path / "g", 5)
     shutil.copy(folder / "gallery.sqlite", tmp_path / "backup")

@@ -24,11 +24,13 @@ NONE = np.empty((0, DIM), np.float32)
     [
         (0, 512, None, "auto", "flat", "fp32"),
         (19_000, 512, None, "auto", "flat", "fp32"),
-        (19_000, 512, 20_000_000, "auto", "hnsw", "sq8"),  # 39 MB flat
-        (19_000, 512, 10_000_000, "auto", "ivf", "sq6"),
-        (100_000, 512, None, "auto", "hnsw", "sq8"),
-        (100_000, 512, GB, "auto", "hnsw", "fp32"),
-        (100_000, 512, 100_000_000, "auto", "hnsw", "sq8"),
+        (19_000, 512, 10_000_000, "auto", "ivf", "sq6"),  # 39 MB flat
+        (100_000, 512, None, "auto", "ivf", "sq6"),
+        (150_000, 128, 70_000_000, "auto", "hnsw", "sq8"),  # 77 MB flat
+        (150_000, 128, 30_000_000, "auto", "ivf", "sq6"),
+        (150_000, 128, None, "auto", "hnsw", "sq8"),
+        (150_000, 128, GB, "auto", "hnsw", "fp32"),
+        (1_000_000, 128, None, "auto", "ivf", "sq6"),
         (1_000_000, 512, None, "auto", "ivf", "sq6"),
         (1_000_000, 512, 700_000_000, "auto", "ivf", "sq6"),
         (1_000_000, 512, 400_000_000, "auto", "ivf", "sq4"),
@@ -197,3 +199,33 @@ def test_a_rebuild_is_due_when_recall_faded() -> None:
     assert not index.due()
     index._recall = (0.95, 300)
     assert index.due()
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("distinct", [1, 10, N // 20])
+def test_any_of_equally_near_vectors_counts_as_found(kind: str, distinct: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit(distinct)[rng.integers(distinct, size=N)]
+    index = built(kind, np.arange(N), vectors)
+    plan = choose(N, DIM, None, kind)
+
+    assert (index.info.recall or 0) >= 0.95
+    for step in range(3):  # nor does a changed copy look like fading
+        index.update([step], [N + step], vectors[:1], 2 + step)
+        assert (index.measure() or 0) >= 0.95 and not index.due(plan)
+
+
+def test_what_is_less_near_than_equal_ones_does_not_count() -> None:
+    vectors, ids = np.repeat(unit(2), (400, 400), axis=0), np.arange(800)
+    truth = Truth.start(vectors[:1], ids[:1])
+    truth.add(ids, vectors)
+    scores = vectors @ vectors[0]
+    beyond = float(truth.scores[0, -1])
+
+    for found, share in (
+        (np.arange(390, 400), 1),
+        (np.arange(395, 405), 0.5),
+        (np.arange(790, 800), 0),
+        (ids[:5], 0.4),
+    ):
+        assert truth.share(0, 10, found, scores[found], 1e-5, beyond) == pytest.approx(share)

@@ -117,7 +117,6 @@ def test_json_tsv_and_parquet(tmp_path: Path, engine: Engine, photos: Path) -> N
     ("name", "text", "message"),
     [
         ("m.xls", "", r"must end in one of \.csv"),
-        ("m.csv", "name,a\nx,1\n", "line 2: there is no column 'file' .* the columns are: name, a"),
         ("m.csv", "file,a\nx,1,2\n", "line 2: 3 cells, and the first line names 2 columns"),
         ("m.csv", "file,a,a\nx,1,2\n", "two columns have the same name"),
         ("m.csv", "file,a\nx,1\n./x,2\n", "line 3: x has a row already"),
@@ -128,6 +127,11 @@ def test_json_tsv_and_parquet(tmp_path: Path, engine: Engine, photos: Path) -> N
         ("m.jsonl", '{"file": "x"}\n[1]\n', "line 2: expected an object"),
         ("m.jsonl", '{"file": 3}\n', "'file' must be the path of an image"),
         ("m.jsonl", '{"file": "x"\n', "line 1: not JSON"),
+        ("m.csv", "name,a\n", "line 1: there is no column 'file' .* the columns are: name, a"),
+        ("m.csv", "", "line 1: there is no column 'file' .* the columns are: none"),
+        ("m.csv", "file,a\nx,1\ny,\0\n", r"m\.csv, line 3: metadata\.a: the text holds a NUL"),
+        ("m.jsonl", '{"file": "x", "a": 18446744073709551616}\n', r"line 1: metadata\.a: .* 64 bits"),
+        ("m.jsonl", '{"file": "x", "a": ' + "[" * 700 + "]" * 700 + "}", "line 1: "),
         ("m.json", "{}", "must hold a list of objects"),
         ("m.json", "[" * 100_000, "not JSON"),
         ("m.parquet", "PAR1", "is no parquet file, or a damaged one"),
@@ -213,3 +217,11 @@ def test_exif_becomes_metadata_and_follows_the_file(tmp_path: Path, engine: Engi
     picture(5).save(photos / "photo.jpg")
     assert index(tmp_path / "g", engine, photos, exif=True).updated == 1
     assert described(tmp_path / "g")["photo.jpg"] == {"label": "cat"}  # not the other picture's camera
+
+
+def test_a_single_image_is_described_by_its_name_or_path(tmp_path: Path, engine: Engine, photos: Path) -> None:
+    image = photos / "0000.png"
+    for name, value in (("0000.png", 1), (str(image), 2)):
+        (tmp_path / "m.csv").write_text(f"file,a\n{name},{value}\n")
+        report = index(tmp_path / "g", engine, image, metadata=tmp_path / "m.csv")
+        assert report.unmatched == [] and described(tmp_path / "g") == {"0000.png": {"a": value}}

@@ -181,6 +181,30 @@ def test_the_writer_rests_so_that_others_may_write(server: Live, engine: Engine)
     assert server.client.get(TOP).json()["images"] == 3
 
 
+def test_all_that_wait_for_another_process_are_told_at_once(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = Identity.of(engine.manifest)
+    attempts = []
+
+    def opened(*args: Any, **options: Any) -> Gallery:
+        attempts.append(args)
+        return Gallery(*args, **options)
+
+    async def main() -> list[Any]:
+        writer = Writer(tmp_path / "g")
+        changes = [writer.change(lambda gallery: gallery.delete([1]), identity) for _ in range(12)]
+        found = await asyncio.gather(*changes, return_exceptions=True)
+        await writer.close()
+        return found
+
+    monkeypatch.setattr(writing, "Gallery", opened)
+    with Gallery.open_or_create(tmp_path / "g", identity, engine.folder):
+        found = asyncio.run(main())
+    assert [each.code for each in found] == ["gallery_busy"] * 12
+    assert len(attempts) == 1
+
+
 def test_a_save_of_the_index_holds_up_neither_searches_nor_writes(
     server: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:

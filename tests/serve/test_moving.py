@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from copies import assert_finds_what_is_nearest, contents, entry, kill_when, made, start
-from serve_helpers import until
+from copies import MODEL, assert_finds_what_is_nearest, contents, entry, kill_when, made, start
+from serve_helpers import PROGRAM, until
 
 from clf.errors import DataError, GalleryError
-from clf_serve.gallery import Gallery, Where
-from clf_serve.gallery.database import FORMAT
+from clf_serve.gallery import Gallery, Where, database
+from clf_serve.gallery.database import FORMAT, Database
 from clf_serve.moving import backup, move, restore, verify
 from clf_serve.transfer.whole import whole
 
@@ -354,3 +357,99 @@ def test_ctrl_c_ends_a_backup_and_leaves_nothing(folder: Path, tmp_path: Path) -
 
     assert process.returncode == 130, (out, err)
     until(lambda: sorted(path.name for path in tmp_path.iterdir()) == ["g"])
+
+
+def test_a_backup_never_takes_the_place_of_what_is_no_backup(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    before = (folder / "gallery.sqlite").stat().st_ino
+
+    for name, message in (
+        ("g/gallery.sqlite", "a gallery's own file"),
+        ("g/write.lock", "a gallery's own file"),
+        ("gallery.sqlite", "a gallery's own file"),
+        ("pipe", "is a device or a pipe"),
+        ("g", "is a folder; name a file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            backup(folder, tmp_path / name)
+
+    assert (folder / "gallery.sqlite").stat().st_ino == before
+    assert (tmp_path / "pipe").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["g", "pipe"]
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As a limit on the size of a file, which SQLite meets in the middle of its work."""
+    made(tmp_path / "g", 2000)
+    program = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n{PROGRAM}"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "gallery", "backup", "g", "b"], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert done.returncode == 2 and done.stderr.startswith("error: b cannot be written: "), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+def test_an_error_of_the_draft_names_what_was_to_be_made(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match=r"new cannot be written: "),
+        whole(tmp_path / "new", folder=True) as d,
+    ):
+        Gallery.open_or_create(d, MODEL, tmp_path).close()
+        (d / "gallery.sqlite").unlink()
+        (d / "gallery.sqlite").mkdir()
+        with closing(Database(d, write=False)):
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restored_to_where_a_link_leads(folder: Path, tmp_path: Path) -> None:
+    backup(folder, tmp_path / "b")
+    with Gallery(folder, write=True) as gallery:
+        gallery.delete(gallery.ids().tolist())
+    (tmp_path / "link").symlink_to("g")
+
+    restore(tmp_path / "b", tmp_path / "link", replace=True)
+
+    assert (tmp_path / "link").is_symlink() and len(contents(folder)) == 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "g", "link"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "x" * 300])
+def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    backup(folder, tmp_path / "b")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    with pytest.raises(GalleryError, match=r"name (a new|another) folder"):
+        restore(tmp_path / "b", Path(name))
+    with pytest.raises(GalleryError, match="cannot be read: File name too long"):
+        backup(Path("x" * 300), tmp_path / "c")
+
+
+def test_who_has_the_old_gallery_open_never_sees_the_new_one(folder: Path, tmp_path: Path) -> None:
+    """However many threads read: a connection that is opened later would read another gallery at the same place."""
+    with Gallery.open_or_create(tmp_path / "h", MODEL, tmp_path) as other:
+        other.upsert([entry(i) for i in range(500, 560)])
+    backup(tmp_path / "h", tmp_path / "b")
+    with Gallery(folder) as old, ThreadPoolExecutor(8) as pool:
+        before = old.ids().tolist(), [item.key for item in old.page()]
+        restore(tmp_path / "b", folder, replace=True)
+
+        seen = list(pool.map(lambda _: (old.ids().tolist(), [item.key for item in old.page()]), range(200)))
+
+    assert all(one == before for one in seen)
+    assert contents(folder) == contents(tmp_path / "h")
+
+
+def test_a_replaced_gallery_is_said_when_nobody_has_it_open(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    backup(folder, tmp_path / "b")
+    with closing(Database(folder, write=False)) as old, old.reading():
+        restore(tmp_path / "b", folder, replace=True)
+
+        with pytest.raises(GalleryError, match="was replaced by another gallery; open it again"), old.reading():
+            pass

@@ -60,6 +60,7 @@ def api(service: Service) -> Iterator[Any]:
     """Images are what hypothesis cannot think of, so it is told."""
     schemathesis.openapi.format("image-base64", FILES.map(lambda blob: base64.b64encode(blob).decode()))
     schemathesis.openapi.format("filter-json", FILTERS.map(json.dumps))
+    schemathesis.openapi.format("object-json", st.just("{}"))
     for kind in ("image/*", "application/octet-stream"):
         schemathesis.openapi.media_type(kind, FILES)
     with served(service) as client:

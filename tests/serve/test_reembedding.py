@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity, Item
 from clf_serve.indexing import index_images
 from clf_serve.reembedding import reembed, work_folder
+from clf_serve.thumbnails import thumbnail
 
 SLOW = (
     "import time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"
@@ -276,3 +278,23 @@ def test_the_command_says_what_became_of_the_images(
         "changed": 0,
         "skipped": [],
     }
+
+
+def test_keys_and_uris_that_no_file_can_have(tmp_path: Path, folder: Path, engine: Engine, other: Engine) -> None:
+    """As they come over HTTP: too long for the operating system to look for."""
+    with Gallery(folder, write=True) as gallery:
+        vector = gallery.vectors([2])[0]
+        gallery.upsert([Entry("/" + "k" * 300, "u" * 300, vector, thumbnail(picture(3)))])
+
+    report = reembed(folder, other, tmp_path / "new", from_thumbnails=True)
+
+    assert report.from_thumbnails == 1 and not report.skipped
+
+
+def test_nothing_is_left_where_no_image_can_be_read(tmp_path: Path, folder: Path, other: Engine) -> None:
+    shutil.rmtree(tmp_path / "photos")
+
+    with pytest.raises(DataError, match="none of the"):
+        reembed(folder, other, tmp_path / "new")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]

@@ -184,17 +184,3 @@ def test_both_columns_fit_a_phone(browser: Tab) -> None:
     assert not browser.overflows()
     left, right = (section.rect for section in browser.all(".clf-compare-columns > section"))
     assert left["x"] + left["width"] < right["x"] and left["y"] == right["y"]
-
-
-@needs_browser
-def test_one_gallery_says_how_to_start_with_two(folder: Path, tmp_path: Path) -> None:
-    with (
-        serving(folder / "fine", "--gallery", folder / "forty") as server,
-        tab(tmp_path / "profile", server.base) as alone,
-    ):
-        alone.open("Compare")
-        until(lambda: "--gallery GALLERY_A --gallery GALLERY_B" in alone.text("#clf-compare-result"))
-        assert not alone.one("#clf-compare-bar").is_displayed()
-        alone.go("Add images")
-        until(lambda: "--writable" in alone.text("#clf-ingest"))
-        assert not alone.all("#clf-ingest input")

@@ -83,6 +83,24 @@ def test_while_another_process_writes_files_wait_and_then_arrive(browser: Tab, h
     until(lambda: "1 of 1 are in the gallery" in browser.text("#clf-ingest-status"), 60)
 
 
+def test_a_form_of_another_site_adds_nothing(browser: Tab, server: Server, tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path / "photos", 1)
+    form = (
+        f'<form method="post" enctype="multipart/form-data" action="{server.base}/v1/galleries/new/images">'
+        '<input type="file" name="image"><button>Win</button></form>'
+    )
+    foreign = tmp_path / "foreign.html"
+    foreign.write_text(form)
+    browser.driver.get(foreign.as_uri())
+    browser.one("input").send_keys(str(path))
+    with httpx.Client(base_url=server.base, trust_env=False, timeout=30) as client:
+        before = client.get("/v1/galleries/new").json()["images"]
+        browser.one("button").click()
+        until(lambda: "cross_site" in browser.text("body"))
+        assert client.get("/v1/galleries/new").json()["images"] == before
+    browser.errors()
+
+
 def test_stopping_keeps_what_arrived_and_a_phone_shows_it_all(browser: Tab, server: Server, tmp_path: Path) -> None:
     browser.open("Add images", phone=True)
     browser.one("#clf-ingest-files")
@@ -127,10 +145,12 @@ def test_files_are_added_refused_with_reasons_and_found_at_once(
     assert len(browser.all("#clf-ingest-latest a")) == 20
     with Gallery(home / "new") as gallery:
         items = [item for item in gallery.page(limit=100) if item.metadata]
+        others = len(gallery) - len(items)
     assert {item.uri for item in items} == {f"holiday/{path.name}" for path in paths}
     assert {item.folder for item in items} == {"holiday"}
     assert all(item.metadata == {"label": "beach", "year": 2026, "fine": True} for item in items)
 
+    until(lambda: f"{len(items) + others} images" in browser.text("#clf-about"))  # the header knows of them
     link = browser.all("#clf-ingest-latest a")[0]
     link.click()
     until(lambda: len(browser.all("#clf-result .clf-card")) > 0)
@@ -142,6 +162,11 @@ def test_files_are_added_refused_with_reasons_and_found_at_once(
     assert add(browser, paths[:5]).startswith("5 of 5")  # the same bytes once more
     assert facts(browser) == ["0", "5", "0"]
     assert all("422" in message for message in browser.errors())
+
+
+def test_an_open_page_does_not_keep_the_server_from_ending_and_nothing_is_left(
+    browser: Tab, server: Server, home: Path
+) -> None:
     server.process.terminate()
     assert server.process.wait(25) == 0
     assert list((home / "temporary").iterdir()) == []

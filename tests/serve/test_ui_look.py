@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browsers import chromium, needs_browser
+from browsers import needs_browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from serve_helpers import until
-from ui_helpers import Tab, page_server, write_gallery
-
-from clf_serve.engine import Engine
+from ui_helpers import Tab
 
 pytestmark = needs_browser
 WIDTHS = (360, 390, 820, 1280, 1920)
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Tab]:
-    gallery = write_gallery(tmp_path_factory.mktemp("ui") / "pictures", engine)
-    with (
-        page_server(engine.folder, "--gallery", gallery) as server,
-        chromium(tmp_path_factory.mktemp("profile")) as driver,
-    ):
-        tab = Tab(driver, server.base)
-        tab.open()
-        yield tab
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +176,28 @@ def test_a_server_that_is_gone_is_told_of(tab: Tab) -> None:
     tab.js("clf.from(7)")
     until(lambda: "Is it still running?" in tab.text("#clf-result"))
     tab.js("window.fetch = window.really")
+    tab.change(lambda: tab.click("#clf-result .clf-message button"))  # Try again
+    assert tab.address() == "?like=7" and len(tab.ids()) > 0
+    assert "nearest of" in tab.text("#clf-status")
+
+
+def test_a_page_that_opened_before_its_server_is_filled_by_itself(tab: Tab) -> None:
+    tab.js("""
+        let left = 2;
+        const told = JSON.stringify({error: {message: 'warming up', code: 'warming_up'}});
+        const busy = () => new Response(told, {status: 503});
+        window.really = window.fetch;
+        window.fetch = async (path, ...rest) => path === 'page/search' && left-- > 0 ? busy() : really(path, ...rest);
+        clf.from(7);""")
+    until(lambda: "Warming up" in tab.text("#clf-result"))
+    until(lambda: len(tab.ids()) > 0)
+    tab.js("window.fetch = window.really")
+
+
+def test_a_card_s_facts_fit_its_picture(tab: Tab) -> None:
+    tab.size(390, 844)
+    wider = """
+        return clf.visible().flatMap(card => [...card.querySelectorAll('.clf-facts, .clf-closer, .clf-actions')]
+            .filter(e => e.getBoundingClientRect().right > card.getBoundingClientRect().right + 0.5
+                || e.scrollWidth > e.clientWidth + 1).map(e => e.className + e.textContent));"""
+    assert tab.js(wider) == []

@@ -313,3 +313,13 @@ def test_on_a_phone_a_tap_shows_the_picture_with_a_link(browser: Tab) -> None:
     until(lambda: len(browser.all("#clf-map-tip a")) == 1)
     assert browser.text("#clf-map-tip a") == "Search from this"
     assert not browser.overflows()
+
+
+@needs_browser
+def test_one_gallery_that_is_only_read_says_how_to_start_with_more(browser: Tab) -> None:
+    browser.open("Compare")
+    until(lambda: "--gallery GALLERY_A --gallery GALLERY_B" in browser.text("#clf-compare-result"))
+    assert not browser.one("#clf-compare-bar").is_displayed()
+    browser.go("Add images")
+    until(lambda: "--writable" in browser.text("#clf-ingest"))
+    assert not browser.all("#clf-ingest input")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,12 @@ from serve_helpers import encoded, picture, service_of, until
 from ui_helpers import HOSTILE, write_gallery
 
 from clf_serve.app import create_app
+from clf_serve.background import percent
+from clf_serve.duplicates import default_threshold
 from clf_serve.engine import Engine
-from clf_serve.gallery import FieldFacts, Gallery, Hit, Item
-from clf_serve.page.cards import Links, cards, details, percent
+from clf_serve.gallery import Entry, FieldFacts, Gallery, Hit, Identity, Item
+from clf_serve.limits import ServeLimits
+from clf_serve.page.cards import Links, cards, details
 from clf_serve.page.form import filter_form
 from clf_serve.page.layout import Page
 from clf_serve.page.search import add_routes, index_text
@@ -54,6 +60,7 @@ def test_a_search_is_read_with_its_defaults() -> None:
         ({"queries": [{"id": 1, "weight": 0}]}, "queries[0].weight"),
         ({"queries": [{"id": 1, "weight": float("nan")}]}, "queries[0].weight"),
         ({"queries": [{"vector": "?"}]}, "queries[0].vector"),
+        ({"queries": [{"vector": VECTOR, "model": 3}]}, "queries[0].model"),
         ({"queries": [{"vector": "AAAA"}]}, "queries[0].vector"),
         ({"queries": [{"vector": vector_text(np.zeros(2, np.float32))}]}, "queries[0].vector"),
         ({"queries": [{"vector": vector_text(np.array([np.nan], np.float32))}]}, "queries[0].vector"),
@@ -79,14 +86,6 @@ def test_a_wrong_crop_is_refused(text: str) -> None:
 def test_a_crop_is_read() -> None:
     assert parse_crop("") is None
     assert parse_crop("0,0.25,1,0.5") == (0, 0.25, 1, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [(0.99876, "99.8 %"), (0.5, "50.0 %"), (0.0, "0.0 %"), (0.999987, "99.99 %"), (0.9999, "99.99 %")],
-)
-def test_a_share_is_never_rounded_up(share: float, text: str) -> None:
-    assert percent(share) == text
 
 
 def test_cards_escape_what_comes_from_outside() -> None:
@@ -132,24 +131,83 @@ def test_the_filter_form_fits_what_the_fields_hold() -> None:
     assert "sample" in filter_form({"label": FieldFacts("text", 4, (("a", 1), ("b", 1)), 2, sampled=True)})
 
 
-def test_the_index_says_what_it_was_measured_to_find() -> None:
-    class Info:
-        exact, kind, recall, recall_k, queries = False, "ivf", 0.98765, 10, 256
-
-    text = index_text(Info())
-    assert "finds 98.7 % of the true 10 nearest, measured on 256 held-back images" in text
-    assert index_text(None).startswith("Exact")
+def random_entries(n: int, dim: int) -> list[Entry]:
+    vectors = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [Entry(f"/{i}", f"{i}.png", vector, b"", sha256=f"{i:064x}") for i, vector in enumerate(vectors)]
 
 
-@pytest.fixture(scope="module")
-def client(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder = write_gallery(tmp_path_factory.mktemp("ui") / "pictures", engine)
-    service = service_of(engine, Gallery(folder))
+@contextmanager
+def page_of(engine: Engine, folder: Path, limits: ServeLimits | None = None) -> Iterator[TestClient]:
+    """The page's routes around the gallery in a folder."""
+    service = service_of(engine, Gallery(folder), limits)
     app = create_app(service, ui=False)
     add_routes(Page(app, service))
     with TestClient(app) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
         yield client
+
+
+@pytest.fixture(scope="module")
+def pictures(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gallery(tmp_path_factory.mktemp("ui") / "pictures", engine)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine, pictures: Path) -> Iterator[TestClient]:
+    with page_of(engine, pictures) as client:
+        yield client
+
+
+def test_the_index_says_what_it_was_measured_to_find(engine: Engine, tmp_path: Path) -> None:
+    with Gallery.open_or_create(tmp_path / "many", Identity.of(engine.manifest), engine.folder) as gallery:
+        gallery.upsert(random_entries(2000, engine.dim))
+        exact = gallery.facts().index
+        info = gallery.optimize("hnsw")
+    assert not info.exact and info.recall is not None and info.queries
+    with page_of(engine, tmp_path / "many") as client:
+        text = client.get("/page/gallery").json()["index"]
+    wanted = f"finds {percent(info.recall)} of the true 10 nearest, measured on {info.queries:,} held-back images"
+    assert text.startswith("Approximate search (hnsw") and wanted in text
+    assert index_text(exact).startswith("Exact search")
+    assert "not been measured" in index_text(replace(info, recall=None))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_hardly_any_images(engine: Engine, tmp_path: Path, n: int) -> None:
+    with Gallery.open_or_create(tmp_path / "few", Identity.of(engine.manifest), engine.folder) as gallery:
+        gallery.upsert(random_entries(n, engine.dim))
+    with page_of(engine, tmp_path / "few") as client:
+        about = client.get("/page/gallery").json()
+        assert about["images"] == n and ("is empty" in about["welcome"]) == (n == 0)
+        vector = client.post("/page/embed", content=encoded(picture(1))).json()
+        query = {"vector": vector["vector"], "model": vector["model"]}
+        reply = client.post("/page/search", json={"queries": [query]}).json()
+        assert (reply["shown"], reply["more"], "closer than" in reply["html"]) == (n, False, False)
+        assert client.post("/page/search", json={"queries": [{"id": 1}]}).status_code == (200 if n else 404)
+
+
+def test_searches_wait_in_the_queue_of_the_api(engine: Engine, pictures: Path) -> None:
+    with page_of(engine, pictures, ServeLimits(queue=0)) as client:
+        reply = client.post("/page/search", json={"queries": [{"id": 1}]})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
+
+
+def test_near_duplicates_are_folded_from_the_gallery_s_own_threshold(client: TestClient, pictures: Path) -> None:
+    with Gallery(pictures) as gallery:
+        near = default_threshold(gallery)
+        vectors = {id_: gallery.vector(id_) for id_ in gallery.ids().tolist()}
+    assert client.get("/page/gallery").json()["near"] == near
+    reply = client.post("/page/search", json={"queries": [{"id": 1}], "k": 96}).json()
+    leads = 0
+    for card in reply["html"].split("<li")[1:]:
+        id_ = int(card.split('data-id="')[1].partition('"')[0])
+        if "data-under=" in card:
+            lead = int(card.split('data-under="')[1].partition('"')[0])
+            assert float(vectors[id_] @ vectors[lead]) >= near - 1e-6
+        else:
+            leads += 1
+    assert leads == reply["shown"] and reply["folded"] == 42 - leads > 0
 
 
 def test_the_routes_of_the_page_are_its_own(client: TestClient) -> None:
@@ -187,5 +245,8 @@ def test_pages_of_folded_results_hold_each_image_once(client: TestClient) -> Non
 
 def test_a_vector_of_another_model_is_refused(client: TestClient) -> None:
     reply = client.post("/page/search", content=json.dumps({"queries": [{"vector": VECTOR}]}))
-    assert reply.status_code == 400
-    assert "have 12 numbers, this one 2" in reply.json()["error"]["message"]
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "other_model")
+    given = client.post("/page/embed", content=encoded(picture(3))).json()
+    for model, status in ((given["model"], 200), ("0" * 64, 409)):
+        query = {"vector": given["vector"], "model": model}
+        assert client.post("/page/search", json={"queries": [query]}).status_code == status

@@ -9,35 +9,22 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from browsers import chromium, needs_browser
+from browsers import needs_browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
-from serve_helpers import encoded, picture, until, write_model
-from ui_helpers import Tab, names, neighbours, page_server, turned, write_gallery
+from serve_helpers import encoded, picture, until
+from ui_helpers import Site, Tab, names, neighbours, turned
 
 from clf.images import decode
 from clf_serve.combine import combine
-from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Where
 
 pytestmark = needs_browser
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Path:
-    return write_gallery(tmp_path_factory.mktemp("ui") / "pictures", engine)
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory, engine: Engine, pictures: Path) -> Iterator[Tab]:
-    finer = Engine(write_model(tmp_path_factory.mktemp("finer"), name="finer", cells=4, dim=48), "cpu")
-    others = write_gallery(tmp_path_factory.mktemp("ui") / "others", finer, 16)
-    words = (engine.folder, finer.folder, "--gallery", pictures, "--gallery", others)
-    with (
-        page_server(*words) as server,
-        chromium(tmp_path_factory.mktemp("profile")) as driver,
-    ):
-        yield Tab(driver, server.base)
+@pytest.fixture
+def pictures(page: Site) -> Path:
+    return page.pictures
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +129,7 @@ def test_a_crop_is_that_part_of_the_upright_picture(tab: Tab, tmp_path: Path) ->
 
 def test_near_duplicates_are_folded_until_asked_for(tab: Tab) -> None:
     tab.change(lambda: tab.js("clf.change({queries: [{id: 1, weight: 1}], k: 96})"))
+    assert tab.text("#clf-near").startswith("a cosine of 0.")
     button = tab.find('.clf-alike[data-alike="41"]')
     assert button.text.startswith("+") and 42 not in tab.ids()
     assert "more folded" in tab.text("#clf-status")
@@ -235,6 +223,59 @@ def test_back_and_forward_go_through_the_searches(tab: Tab, tmp_path: Path) -> N
     assert "stays with whoever uploaded it" in tab.text("#clf-note")
 
 
+def test_a_late_answer_does_not_take_the_place_of_a_newer_one(tab: Tab) -> None:
+    tab.change(lambda: tab.js("clf.from(5)"))
+    tab.js("""
+        const really = window.fetch;
+        window.late = [];
+        window.fetch = async (path, options = {}) => {
+            const { signal, ...rest } = options; // as if the answer were on its way already
+            const slow = path === 'page/search' && JSON.parse(options.body).queries[0].id === 9
+                || path.includes('gallery=others');
+            const reply = await really(path, rest);
+            if (slow) await new Promise(done => window.late.push(done));
+            return reply;
+        };
+        window.restored = () => (window.fetch = really);
+        clf.from(9);""")
+    until(lambda: tab.js("return window.late.length") == 1)
+    tab.change(lambda: tab.js("clf.from(14)"))
+    newer = tab.ids()
+    choose = (
+        "const e = document.getElementById('clf-gallery'); e.value = arguments[0]; e.dispatchEvent(new Event('change'))"
+    )
+    tab.js(choose, "others")
+    until(lambda: tab.js("return window.late.length") == 2)
+    tab.js(choose, "pictures")
+    until(lambda: "pictures · " in tab.text("#clf-about"))
+    tab.change(lambda: tab.js("clf.from(14)"))
+    tab.js("window.late.forEach(done => done()); window.restored()")
+    tab.change(lambda: tab.js("clf.change({})"))
+    assert tab.ids() == newer and tab.text("#clf-about").startswith("pictures · 43 images")
+
+
+def test_a_picture_is_embedded_anew_when_the_model_was_replaced(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(picture(3)))
+    tab.upload(tmp_path / "a.png")
+    found = tab.ids()
+    tab.js("""
+        const really = window.fetch;
+        const other = JSON.stringify({error: {message: 'of another model', code: 'other_model'}});
+        window.embedded = 0;
+        let first = true;
+        window.fetch = async (path, ...rest) => {
+            window.embedded += path.startsWith('page/embed');
+            if (path !== 'page/search' || !first) return really(path, ...rest);
+            first = false;
+            return new Response(other, {status: 409});
+        };
+        window.restored = () => (window.fetch = really);""")
+    tab.change(lambda: tab.js("clf.change({k: 48})"))
+    tab.js("window.restored()")
+    assert tab.js("return window.embedded") == 1
+    assert tab.ids()[: len(found)] == found
+
+
 def test_the_results_are_used_by_keys_alone(tab: Tab) -> None:
     tab.change(lambda: tab.js("clf.from(5)"))
     ids = tab.ids()
@@ -288,5 +329,6 @@ def test_another_gallery_has_its_own_model(tab: Tab, tmp_path: Path) -> None:
     assert len(tab.ids()) + 1 <= 19 and tab.js("return document.getElementById('clf-gallery').value") == "others"
     tab.open("?gallery=nowhere")
     assert "no gallery" in tab.text("#clf-result")
+    assert tab.find("#clf-result a").get_attribute("href") == tab.base + "/"
     tab.severe()
     tab.open()

@@ -10,32 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
-from browsers import chromium, needs_browser
+from browsers import needs_browser
 from selenium.webdriver.common.by import By
-from serve_helpers import Server, encoded, picture, until
-from ui_helpers import HOSTILE, Tab, names, neighbours, page_server, turned, write_gallery
-
-from clf_serve.engine import Engine
+from serve_helpers import encoded, picture, until
+from ui_helpers import HOSTILE, Site, Tab, names, neighbours, turned
 
 pytestmark = needs_browser
 
 
-@pytest.fixture(scope="module")
-def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("temporary")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, engine: Engine, temporary: Path) -> Iterator[Server]:
-    gallery = write_gallery(tmp_path_factory.mktemp("ui") / "pictures", engine)
-    with page_server(engine.folder, "--gallery", gallery, temporary=temporary) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[Tab]:
-    with chromium(tmp_path_factory.mktemp("profile"), ("performance", "browser")) as driver:
-        yield Tab(driver, server.base)
+@pytest.fixture
+def temporary(page: Site) -> Path:
+    return page.temporary
 
 
 @pytest.fixture(autouse=True)
@@ -199,11 +184,3 @@ def test_the_samples_start_a_search(tab: Tab) -> None:
     assert len(tab.find("#clf-result").find_elements(By.CSS_SELECTOR, ".clf-samples a")) == 12
     tab.change(lambda: tab.click(".clf-samples a"))
     assert tab.address() == "?like=1"
-
-
-def test_an_open_page_does_not_keep_the_server_from_ending(tab: Tab, server: Server, temporary: Path) -> None:
-    server.process.terminate()
-    assert server.process.wait(25) == 0
-    assert list(temporary.iterdir()) == []
-    tab.driver.get("about:blank")
-    tab.severe()

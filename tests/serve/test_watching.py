@@ -54,6 +54,8 @@ class Watching:
 
 @contextmanager
 def follows(model: Path, photos: Path, gallery: Path, *options: object) -> Iterator[Watching]:
+    for path in photos.rglob("*"):  # files that were just written are left for later, as they may not be complete
+        os.utime(path, (time.time() - 60,) * 2)
     words = ["index", model, photos, "-o", gallery, "--watch", "--json", *options]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

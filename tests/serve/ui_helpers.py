@@ -1,4 +1,4 @@
-"""The page in a real browser: one server and one window for the tests of a module."""
+"""The page in a real browser: one server and one window for the tests of the search tab."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from browsers import chromium
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from serve_helpers import PROGRAM, Server, encoded, picture, until
+from serve_helpers import PROGRAM, Server, encoded, picture, until, write_model
 
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity
@@ -166,6 +168,30 @@ class Tab:
         """Errors in the browser's console since it was last asked; what our policy stops is meant to be stopped."""
         entries = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
         return [text for text in entries if "Content Security Policy" not in text]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server with the galleries ``pictures`` and ``others``, each of a model of its own, and a window on its page."""
+
+    tab: Tab
+    pictures: Path
+    temporary: Path
+    """Where the server may write."""
+
+
+@contextmanager
+def site(folder: Path, engine: Engine) -> Iterator[Site]:
+    pictures, temporary = write_gallery(folder / "pictures", engine), folder / "temporary"
+    finer = Engine(write_model(folder / "finer", name="finer", cells=4, dim=48), "cpu")
+    others = write_gallery(folder / "others", finer, 16)
+    temporary.mkdir()
+    words = (engine.folder, finer.folder, "--gallery", pictures, "--gallery", others)
+    with (
+        page_server(*words, temporary=temporary) as server,
+        chromium(folder / "profile", ("performance", "browser")) as driver,
+    ):
+        yield Site(Tab(driver, server.base), pictures, temporary)
 
 
 def neighbours(base: str, body: dict[str, Any] | bytes, k: int) -> list[dict[str, Any]]:

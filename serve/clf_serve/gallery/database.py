@@ -17,6 +17,7 @@ from clf_serve.gallery.faults import damaged, in_words
 from clf_serve.gallery.lock import PATIENCE, WriteLock
 
 FORMAT = schema.FORMAT
+_DIM = 1 << 20  # the longest vector that is believed
 _IDLE = 8  # read connections that are kept open
 _WAL_BYTES = 64 << 20  # what of the write-ahead log is kept as a file after a large transaction
 
@@ -38,9 +39,10 @@ class Database:
     def __init__(self, folder: Path, *, write: bool) -> None:
         self.path = folder / "gallery.sqlite"
         self._idle: list[sqlite3.Connection] = []
-        self._pool = threading.Lock()
+        self._pool = threading.Condition()
         self._turn = threading.RLock()  # of the connection that writes
         self._closed = False
+        self._file: os.stat_result | None = None
         self._still: _Standing | None = None  # the file, where it can only be read standing still
         self._lock = WriteLock(folder) if write else None
         self._writer: sqlite3.Connection | None = None
@@ -55,6 +57,7 @@ class Database:
         connection = self._connect_reader()
         try:
             version = _version(connection, self.path)
+            self._file = _stat(self.path)
         finally:
             connection.close()
         if version < FORMAT:
@@ -139,7 +142,7 @@ class Database:
     def writing(self) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A transaction, all or nothing, on the disk when it ends; yields the connection and its new generation."""
         with self.changing() as connection:
-            generation = int(self.meta("generation", connection)) + 1
+            generation = self.number("generation", connection) + 1
             connection.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (str(generation),))
             yield connection, generation
 
@@ -170,6 +173,20 @@ class Database:
             raise self.damaged(f"{key} is missing")
         return value
 
+    def number(self, key: str, connection: sqlite3.Connection | None = None) -> int:
+        """A value that every gallery has, from 0 to 2**53."""
+        value = self.meta(key, connection)
+        if not (value.isdecimal() and value.isascii() and len(value) < 17):
+            raise self.damaged(f"{key} is no number")
+        return int(value)
+
+    def dim(self, connection: sqlite3.Connection) -> int:
+        """Length of the vectors."""
+        dim = self.number("dim", connection)
+        if not 1 <= dim <= _DIM:
+            raise self.damaged(f"vectors of {dim} numbers")
+        return dim
+
     def option(self, key: str, connection: sqlite3.Connection | None = None) -> str | None:
         if connection is None:
             with self.reading() as connection:
@@ -199,12 +216,25 @@ class Database:
                 self._idle.clear()
             if self._idle:
                 return self._idle.pop()
-        return self._connect_reader()
+        connection = self._connect_reader()
+        try:
+            connection.execute("PRAGMA user_version").fetchone()  # opens the file
+            if self._file is not None and os.path.samestat(_stat(self.path), self._file):
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()  # another gallery was put in its place, and those that are open read the old one
+        with self._pool:
+            if self._pool.wait_for(lambda: self._idle, PATIENCE):
+                return self._idle.pop()
+        raise GalleryError(f"{self.path} was replaced by another gallery; open it again (a server: reload it)")
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._pool:
             if not self._closed and len(self._idle) < _IDLE:
                 self._idle.append(connection)
+                self._pool.notify()
                 return
         connection.close()
 
@@ -235,12 +265,17 @@ class _Standing(NamedTuple):
     """Bytes of the write-ahead log."""
 
 
-def _standing(path: Path) -> _Standing:
+def _stat(path: Path) -> os.stat_result:
     """Raises GalleryError when the file is gone."""
     try:
-        stat = path.stat()
+        return path.stat()
     except OSError as error:
         raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _standing(path: Path) -> _Standing:
+    """Raises GalleryError when the file is gone."""
+    stat = _stat(path)
     try:
         log = path.with_name(path.name + "-wal").stat().st_size
     except OSError:

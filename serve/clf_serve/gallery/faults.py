@@ -11,6 +11,10 @@ from pathlib import Path
 from clf.errors import GalleryError
 
 
+class DamageError(sqlite3.DatabaseError):
+    """Content that SQLite takes and a gallery cannot hold; :func:`in_words` adds the place and the remedy."""
+
+
 @contextmanager
 def in_words(path: Path) -> Iterator[None]:
     """Turns errors of SQLite about the database ``path`` into GalleryError."""
@@ -18,6 +22,8 @@ def in_words(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError):  # a bug of ours
         raise
+    except DamageError as error:
+        raise damaged(path, str(error)) from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         text = str(error)
         if is_busy(error):
@@ -34,7 +40,8 @@ def in_words(path: Path) -> Iterator[None]:
 def damaged(path: Path, detail: str) -> GalleryError:
     folder = path.parent
     return GalleryError(
-        f"{path} is damaged ({detail}). Restore a backup (clf gallery restore BACKUP -o {folder}), "
+        f"{path} is damaged ({detail}); clf gallery check {folder} says more. "
+        f"Restore a backup (clf gallery restore BACKUP -o {folder} --replace), "
         f"or delete the folder {folder} and make it anew: clf index MODEL IMAGES -o {folder}"
     )
 

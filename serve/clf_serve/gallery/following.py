@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from sqlite3 import Connection
 
@@ -22,6 +22,8 @@ from clf.errors import GalleryError
 from clf_serve.gallery.database import Database
 from clf_serve.gallery.vectors import Ids, Vectors, decode
 from clf_serve.index import TARGET, IndexInfo, Plan, Stamp, VectorIndex, choose
+from clf_serve.index.storing import identity
+from clf_serve.index.vector_index import NEWER
 
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and how much of it is done, in [0, 1]."""
@@ -54,6 +56,7 @@ class Follower:
         self._uuid = uuid
         self._dim = dim
         self._index: VectorIndex | None = None
+        self._seen: object = None  # saved index and generation for which a better one was last looked for
         self._changes = 0
         self._building = threading.Lock()
 
@@ -63,7 +66,7 @@ class Follower:
 
     def at(self, connection: Connection) -> Following:
         """The index at the state that the transaction of ``connection`` sees. Raises StaleError when it is ahead."""
-        generation = int(self._db.meta("generation", connection))
+        generation = self._db.number("generation", connection)
         with self.lock:
             index = self._usable(connection, generation)
             if index is None:
@@ -78,18 +81,23 @@ class Follower:
     def _usable(self, connection: Connection, generation: int) -> VectorIndex | None:
         """The index in memory, if it can be brought to this generation; None when another is to be opened."""
         index = self._index
-        if index is None or index.generation == generation:
+        if index is None or self._is_surpassed(index, connection, generation):
+            return None
+        if index.generation == generation:
             return index
         if index.generation > generation:
-            if index.generation <= int(self._db.meta("generation")):
+            if index.generation <= self._db.number("generation"):
                 raise StaleError
             return None  # the database was put back to an older state
-        if index.generation < self._floor(connection) or (index.due() and index.outdated(self._folder)):
-            return None  # another process has saved a better one
-        return index
+        return index if index.generation >= self._db.number("floor", connection) else None
 
-    def _floor(self, connection: Connection) -> int:
-        return int(self._db.option("floor", connection) or 0)
+    def _is_surpassed(self, index: VectorIndex, connection: Connection, generation: int) -> bool:
+        """Whether another process has saved one, and a better one, as this is due. Looked into once for each state."""
+        state = identity(self._folder), generation
+        if state == self._seen:
+            return False
+        self._seen = state
+        return state[0] is not None and index.outdated(self._folder) and index.due(self._plan(len(index), connection))
 
     def now(self) -> VectorIndex:
         """The index at the present state."""
@@ -97,7 +105,7 @@ class Follower:
             with self._db.reading() as connection, suppress(StaleError):
                 return self.at(connection).index
 
-    def save(self) -> None:
+    def save(self, progress: Progress) -> None:
         """Builds the index anew where that pays, measures its recall and writes it.
 
         It is only a cache: where it cannot be written, ``note`` says so.
@@ -106,7 +114,7 @@ class Follower:
             index = self.now()
             plan = self._plan(len(index))
             if index.due(plan):
-                index = self._built(plan, lambda stage, done: None)
+                index = self._built(plan, progress)
             self._write(index)
 
     def optimize(self, kind: str | None, memory: int | None, recall: float | None, progress: Progress) -> IndexInfo:
@@ -123,11 +131,16 @@ class Follower:
             self._write(index)
         return index.info
 
-    def _plan(self, n: int) -> Plan:
+    def wishes(self, connection: Connection | None = None) -> tuple[str | None, int | None, float | None]:
+        """Kind, bytes and recall as the user chose them last. Raises ValueError for what is no number."""
+        kind, memory, recall = (self._db.option(f"index_{name}", connection) for name in ("kind", "memory", "recall"))
+        return kind, int(memory) if memory else None, float(recall) if recall else None
+
+    def _plan(self, n: int, connection: Connection | None = None) -> Plan:
         """By what the user chose."""
-        kind, memory, recall = (self._db.option(f"index_{name}") for name in ("kind", "memory", "recall"))
         try:
-            return choose(n, self._dim, int(memory or 0) or None, kind or "auto", float(recall or TARGET))
+            kind, memory, recall = self.wishes(connection)
+            return choose(n, self._dim, memory or None, kind or "auto", recall or TARGET)
         except ValueError as error:
             raise self._db.damaged(f"the kind of index that it names: {error}") from error
 
@@ -135,13 +148,13 @@ class Follower:
         """Another index in the present one's place; searches use the present one meanwhile."""
         fresh = VectorIndex(self._dim)
         with self._db.reading() as connection:
-            generation = int(self._db.meta("generation", connection))
+            generation = self._db.number("generation", connection)
             count = connection.execute("SELECT count(*) FROM vectors").fetchone()[0]
         fresh.rebuild(
             self._batches, count, plan, generation, lambda stage, done, whole: progress(stage, done / max(whole, 1))
         )
         with self.lock, self._db.reading() as connection:
-            self._catch_up(connection, fresh, int(self._db.meta("generation", connection)))
+            self._catch_up(connection, fresh, self._db.number("generation", connection))
             self._changes += 1
             self._index = fresh
         return fresh
@@ -169,9 +182,14 @@ class Follower:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(seen),))
 
     def _opened(self, connection: Connection, generation: int) -> VectorIndex:
-        """The saved index, or one of all vectors compared one by one; ``note`` says why."""
+        """The saved index, or one of all vectors compared one by one; ``note`` says why.
+
+        Raises StaleError when the saved one is of a state that was written after the transaction began.
+        """
         index, reason = VectorIndex.open(self._folder, Stamp(self._uuid, self._dim, generation))
-        if reason is None and index.generation < self._floor(connection):
+        if reason == NEWER and self._db.number("generation") > generation:
+            raise StaleError
+        if reason is None and index.generation < self._db.number("floor", connection):
             reason = "too old"
         count = connection.execute("SELECT count(*) FROM vectors").fetchone()[0]
         if reason is None:
@@ -179,7 +197,10 @@ class Follower:
             if len(index) != count:
                 reason = f"of {len(index)} vectors where the database has {count}"
         if reason is not None:
-            plan = choose(count, self._dim, name="flat")
+            plan = self._plan(count, connection)
+            if plan.kind != "flat":
+                why = f"{count:,} vectors of {self._dim} dimensions: each is compared until an index of them is saved"
+                plan = replace(choose(count, self._dim, name="flat"), why=why)
             index.rebuild(lambda: batches(self._db, connection, self._dim, _ROWS), count, plan, generation)
             if reason != "missing":
                 self.note = f"the saved index is {reason}; it was rebuilt from the database"

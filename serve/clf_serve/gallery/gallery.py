@@ -26,7 +26,7 @@ from clf_serve.gallery.vectors import Ids, Vectors, decode, stored, unit
 from clf_serve.index import IndexInfo
 
 _LAST = 2**63 - 1  # id that SQLite can hold
-_META = ("model", "model_sha256", "dim", "uuid", "generation")
+_META = ("model", "model_sha256", "uuid")
 
 
 class Gallery:
@@ -54,11 +54,12 @@ class Gallery:
         try:
             with self._db.reading() as connection:
                 meta = {key: self._db.meta(key, connection) for key in _META}
-            self.model = Identity(meta["model"], meta["model_sha256"], int(meta["dim"]))
+                dim, generation = self._db.dim(connection), self._db.number("generation", connection)
+            self.model = Identity(meta["model"], meta["model_sha256"], dim)
             self._follower = Follower(self._db, folder, meta["uuid"], self.model.dim)
             self._searcher = Searcher(self._db, self._follower, self._matching, self.model.dim)
             if write:
-                forget_a_lost_future(folder, int(meta["generation"]))
+                forget_a_lost_future(folder, generation)
             if model is not None:
                 self.require(model)
         except BaseException:
@@ -115,7 +116,7 @@ class Gallery:
     @property
     def generation(self) -> int:
         """Rises with each write, of any process."""
-        return int(self._db.meta("generation"))
+        return self._db.number("generation")
 
     @property
     def model_path(self) -> Path:
@@ -125,8 +126,7 @@ class Gallery:
     @property
     def wishes(self) -> tuple[str | None, int | None, float | None]:
         """Kind, bytes and recall of the index, as the user chose them last; None where nothing was chosen."""
-        kind, memory, recall = (self._db.option(f"index_{name}") for name in ("kind", "memory", "recall"))
-        return kind, int(memory) if memory else None, float(recall) if recall else None
+        return self._follower.wishes()
 
     @property
     def cache_note(self) -> str | None:
@@ -270,7 +270,7 @@ class Gallery:
             row = connection.execute(
                 "SELECT data, sha256 FROM images JOIN thumbnails USING (id) WHERE id = ?", (int(id_),)
             ).fetchone()
-        return Thumbnail(*row) if row and row[0] else None
+            return Thumbnail(rows.picture(row[0], id_), str(row[1])) if row and row[0] != b"" else None
 
     def page(self, *, after: int = 0, limit: int = 100, where: Where | None = None) -> list[Item]:
         """Up to ``limit`` images by rising id, from the first whose id is greater than ``after``."""
@@ -315,7 +315,7 @@ class Gallery:
     def fields(self) -> dict[str, FieldFacts]:
         """The metadata names, and ``@folder``, with what they hold. Remembered until the gallery is written to."""
         with self._db.reading() as connection:
-            generation = int(self._db.meta("generation", connection))
+            generation = self._db.number("generation", connection)
             if self._fields is None or self._fields[0] != generation:
                 self._fields = generation, facts.fields(connection)
             return dict(self._fields[1])
@@ -323,7 +323,7 @@ class Gallery:
     def facts(self) -> GalleryFacts:
         """Opens the index, to say what it is."""
         with self._db.reading() as connection:
-            generation = int(self._db.meta("generation", connection))
+            generation = self._db.number("generation", connection)
             count = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
         return GalleryFacts(
             images=count,
@@ -345,12 +345,15 @@ class Gallery:
         """Reads the index now, so that the first search need not."""
         self._follower.now()
 
-    def save_index(self) -> None:
+    def save_index(self, *, progress: Progress = lambda stage, done: None) -> None:
         """Brings the index up to date on the disk, builds it anew where that is due, and measures its recall.
 
         It is only a cache: where it cannot be written, ``cache_note`` says so and the gallery is none the worse.
+
+        Args:
+            progress: as of :meth:`optimize`; called only where the index is built anew.
         """
-        self._follower.save()
+        self._follower.save(progress)
 
     def optimize(
         self,
@@ -374,7 +377,7 @@ class Gallery:
         return self._follower.optimize(kind, memory, recall, progress)
 
     def _ids(self, connection: Any, where: Where | None) -> Ids:
-        return self._matching.ids(connection, int(self._db.meta("generation", connection)), where)
+        return self._matching.ids(connection, self._db.number("generation", connection), where)
 
 
 def _is_id(id_: int) -> bool:

@@ -52,9 +52,9 @@ class Matching:
             for old in [other for other in self._kept if other[0] < key[0]]:
                 del self._kept[old]
             self._kept[key] = ids
-            size = sum(kept.nbytes for kept in self._kept.values())
+            size = sum(_bytes(*each) for each in self._kept.items())
             while size > _CACHE_BYTES and len(self._kept) > 1:
-                size -= self._kept.popitem(last=False)[1].nbytes
+                size -= _bytes(*self._kept.popitem(last=False))
 
     def _of(self, connection: Connection, generation: int, node: Node) -> Ids:
         if isinstance(node, Comparison):
@@ -72,6 +72,11 @@ class Matching:
     @staticmethod
     def _all(connection: Connection) -> Ids:
         return _ids(connection, "images", "TRUE", ())
+
+
+def _bytes(key: tuple[int, str], ids: Ids) -> int:
+    """What an answer takes, the filter's own text and the dictionary's share included."""
+    return ids.nbytes + 4 * len(key[1]) + 500
 
 
 def _test(connection: Connection, test: Comparison, everything: Any) -> Ids:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clf.errors import GalleryError
+from clf_serve.gallery.faults import DamageError
 
 MAX_BYTES = 256 * 1024
 """Of one image's metadata, as JSON."""
@@ -38,6 +39,17 @@ def encode(metadata: Mapping[str, Any]) -> str:
     if len(text.encode()) > MAX_BYTES:
         raise EntryError(f"metadata: {len(text.encode())} bytes of JSON, more than the {MAX_BYTES} that are kept")
     return text
+
+
+def decode(text: Any, id_: int) -> dict[str, Any]:
+    """The metadata that an image is stored with. Raises DamageError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DamageError(f"the metadata of image {id_} is no JSON object")
+    return found
 
 
 def _check(value: Any, place: str, depth: int) -> None:

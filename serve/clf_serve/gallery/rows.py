@@ -7,14 +7,27 @@ from collections.abc import Collection, Iterable
 from sqlite3 import Connection
 from typing import Any
 
+from clf_serve.gallery.faults import DamageError
+from clf_serve.gallery.metadata import decode
 from clf_serve.gallery.store import Item, Known
 
 _COLUMNS = "id, key, uri, metadata, sha256, width, height, size, mtime_ns, folder"
+_TYPES = [int, str, str, str, str, int, int, int, int, str]  # SQLite keeps to none
 
 
 def _item(row: tuple[Any, ...]) -> Item:
+    """Raises DamageError."""
     id_, key, uri, metadata, *rest = row
-    return Item(id_, key, uri, {} if metadata == "{}" else json.loads(metadata), *rest)
+    if list(map(type, row)) != _TYPES:
+        raise DamageError(f"a fact of image {id_} has the wrong type")
+    return Item(id_, key, uri, {} if metadata == "{}" else decode(metadata, id_), *rest)
+
+
+def picture(data: Any, id_: int) -> bytes:
+    """A stored thumbnail. Raises DamageError."""
+    if not isinstance(data, bytes):
+        raise DamageError(f"the thumbnail of image {id_} has the wrong type")
+    return data
 
 
 def by_ids(connection: Connection, ids: Collection[int]) -> dict[int, Item]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import PurePath
 from sqlite3 import Connection
 
-from clf_serve.gallery.metadata import facts
+from clf_serve.gallery.faults import DamageError
+from clf_serve.gallery.metadata import decode, facts
 
 FORMAT = 2
 APPLICATION = 0x636C6647  # "clfG"
@@ -81,9 +81,9 @@ def migrate(connection: Connection) -> None:
 
 
 def add_facts(connection: Connection, id_: int, metadata: str, names: dict[str, int]) -> None:
-    """Args: names: ids of names known in this transaction; filled."""
+    """Args: names: ids of names known in this transaction; filled. Raises DamageError."""
     rows = []
-    for name, kind, value in facts(json.loads(metadata)):
+    for name, kind, value in facts(decode(metadata, id_)):
         if name not in names:
             connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
             names[name] = connection.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
@@ -92,10 +92,15 @@ def add_facts(connection: Connection, id_: int, metadata: str, names: dict[str, 
 
 
 def remove_facts(connection: Connection, id_: int, metadata: str) -> None:
-    """Args: metadata: as it was when they were added."""
+    """Args: metadata: as it was when they were added; where it is damaged, all facts are looked through."""
+    try:
+        found = [(*fact, id_) for fact in facts(decode(metadata, id_))]
+    except DamageError:
+        connection.execute("DELETE FROM facts WHERE id = ?", (id_,))
+        return
     connection.executemany(
         "DELETE FROM facts WHERE name = (SELECT id FROM names WHERE name = ?) AND kind = ? AND value = ? AND id = ?",
-        [(*fact, id_) for fact in facts(json.loads(metadata))],
+        found,
     )
 
 

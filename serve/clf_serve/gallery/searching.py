@@ -103,7 +103,7 @@ class Searcher:
         left_out = {int(id_) for id_ in query.but if 0 < id_ < 2**63}
         if query.where is None and len(left_out) <= 64:
             return None, left_out
-        generation = int(self._db.meta("generation", connection))
+        generation = self._db.number("generation", connection)
         allowed = self._matching.ids(connection, generation, query.where)
         if left_out:
             allowed = np.setdiff1d(allowed, np.fromiter(left_out, np.int64), assume_unique=True)

@@ -27,10 +27,10 @@ def stored(connection: Connection, ids: Collection[int]) -> dict[int, bytes]:
 
 def decode(database: Database, blobs: list[bytes], dim: int) -> Vectors:
     """(n, dim); damage that SQLite cannot see shows in their length."""
-    if any(len(blob) != 4 * dim for blob in blobs):
+    if any(not isinstance(blob, bytes) or len(blob) != 4 * dim for blob in blobs):
         raise database.damaged("a vector has the wrong size")
     vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dim)
-    if not _is_unit(vectors).all():
+    if not is_unit(vectors).all():
         raise database.damaged("a vector is not of unit length")
     return vectors
 
@@ -42,12 +42,14 @@ def unit(vector: Vectors, dim: int) -> Vectors:
         ValueError: another shape, or nowhere near unit length.
     """
     vector = np.ascontiguousarray(vector, "<f4")
-    if vector.shape != (dim,) or not _is_unit(vector):
+    if vector.shape != (dim,) or not is_unit(vector):
         raise ValueError(f"a vector must be finite, of shape ({dim},) and of unit length, got shape {vector.shape}")
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     return vector if abs(norm - 1) < 1e-6 else (vector / norm).astype("<f4")
 
 
-def _is_unit(vectors: Vectors) -> NDArray[np.bool_]:
-    norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=-1)
+def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
+    """Of (..., dim): which are; damaged ones may hold any numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=-1)
     return np.abs(norms - 1) < 1e-3  # false for NaN

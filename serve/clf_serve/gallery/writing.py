@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from sqlite3 import Connection
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clf_serve.gallery.metadata import EntryError, check_text, encode, merged
+from clf_serve.gallery.metadata import EntryError, check_text, decode, encode, merged
 from clf_serve.gallery.schema import add_facts, remove_facts
 from clf_serve.gallery.store import Entry, Moved
 
@@ -122,7 +121,7 @@ def set_metadata(connection: Connection, changes: Mapping[int, Mapping[str, Any]
         count += 1
         if change is not None and not isinstance(change, Mapping):
             raise EntryError(f"metadata must be an object of names and values, not {type(change).__name__}")
-        new = encode({} if change is None else merged(json.loads(row[0]), change) if merge else change)
+        new = encode({} if change is None else merged(decode(row[0], id_), change) if merge else change)
         if new != row[0]:
             remove_facts(connection, id_, row[0])
             add_facts(connection, id_, new, names)

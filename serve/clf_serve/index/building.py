@@ -161,7 +161,12 @@ def _trained_lists(faiss: Any, lists: int, dim: int, sample: Vectors) -> Any:
     index.cp.max_points_per_centroid = _PER_LIST
     for learned in (index.cp, index.pq.cp):
         learned.min_points_per_centroid = 1  # or FAISS prints warnings
+    index.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_INNER_PRODUCT)
+    # the codes' hundreds of small k-means take one thread a second, and a team of them several
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
     index.train(sample)
+    faiss.omp_set_num_threads(threads)
     return index
 
 
@@ -206,7 +211,7 @@ def _widen(
     while True:
         width = min(width, widest)
         tried = base.with_effort(Effort(((1, width), (10**9, width)), factor))
-        recall, seconds = timed(partial(_nearest, tried, wanted), truth.queries, truth.ids[:, :rank])
+        recall, seconds = timed(partial(_nearest, tried, wanted), truth, rank, base.error)
         flat = len(trials) > 1 and recall - trials[-1][1] < _PLATEAU
         trials.append((seconds, recall, width, factor))
         if recall >= aim or flat or width >= widest:
@@ -214,5 +219,6 @@ def _widen(
         width *= 2
 
 
-def _nearest(base: Graph | Lists, k: int, query: Vectors) -> Ids:
-    return base.ids[base.near(query, k, None)[0]]
+def _nearest(base: Graph | Lists, k: int, query: Vectors) -> tuple[Ids, Vectors]:
+    positions, scores = base.near(query, k, None)
+    return base.ids[positions], scores

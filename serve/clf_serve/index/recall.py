@@ -1,4 +1,7 @@
-"""Held-back queries with their true neighbours, kept up to date as the gallery changes."""
+"""Held-back queries with their true neighbours, kept up to date as the gallery changes.
+
+Of several vectors that are equally near none is a truer neighbour than another: whichever is found counts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from clf_serve.index.view import View
 QUERIES = 400
 DEPTH = 256
 """True neighbours known of each query: as many may be deleted, less ten, before it can no longer be used."""
-_SECONDS = 2.0
+_EQUAL = 4e-6  # scores of equal vectors differ by less
+_SECONDS = 0.5
 """A measurement that takes longer ends with the queries it has done, at least fifty."""
 
 
@@ -51,10 +55,20 @@ class Truth:
         order = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
         self.scores, self.ids = np.take_along_axis(scores, order, 1), np.take_along_axis(names, order, 1)
 
+    def share(self, number: int, rank: int, found: Ids, scores: Vectors, error: float, beyond: float) -> float:
+        """How much of the true neighbours of a query up to ``rank``, or of what is as near as they are, was found.
 
-def share(truth: Ids, found: Ids) -> float:
-    """Of the true neighbours, those found."""
-    return len(np.intersect1d(truth, found)) / len(truth)
+        Args:
+            scores: of what was found, right to ``error``. They decide only where more are equally near than are known.
+            beyond: no vector that is not among the known is nearer.
+        """
+        names, known = self.ids[number], self.scores[number]
+        least = np.partition(known, len(known) - rank)[len(known) - rank] - _EQUAL
+        count = len(np.intersect1d(names[known >= least], found))
+        if beyond >= least:
+            others = ~np.isin(found, names) & (found != self.own[number])
+            count += int(np.count_nonzero(scores[others] >= least - error))
+        return min(count, rank) / rank
 
 
 def measure(view: View, truth: Truth) -> tuple[float, int] | None:
@@ -74,20 +88,26 @@ def measure(view: View, truth: Truth) -> tuple[float, int] | None:
         if left[number] < RECALL_K:
             continue
         query = truth.queries[number : number + 1]
-        found = view.search(query, RECALL_K + 1, None, False, None).ids
-        best = np.argsort(-now.scores[number], kind="stable")[:RECALL_K]
-        shares.append(share(now.ids[number][best], found))
+        found, scores = view.search(query, RECALL_K + 1, None, False, None)
+        beyond = float(truth.scores[number, -1])
+        shares.append(now.share(number, RECALL_K, found, scores, view.base.error, beyond))
         if len(shares) >= 50 and time.monotonic() - started > _SECONDS:
             break
     return (float(np.mean(shares)), len(shares)) if shares else None
 
 
-def timed(search: Callable[[Vectors], Ids], queries: Vectors, truth: Ids) -> tuple[float, float]:
-    """Recall of the true (Q, r) neighbours, and median seconds of a query."""
+def timed(
+    search: Callable[[Vectors], tuple[Ids, Vectors]], truth: Truth, rank: int, error: float
+) -> tuple[float, float]:
+    """Recall of the true neighbours up to ``rank``, and median seconds of a query.
+
+    Args:
+        search: gives ids and scores, right to ``error``.
+    """
     shares, seconds = [], []
-    for query, best in zip(queries, truth, strict=True):
+    for number, query in enumerate(truth.queries):
         started = time.perf_counter()
-        found = search(query[None])
+        found, scores = search(query[None])
         seconds.append(time.perf_counter() - started)
-        shares.append(share(best, found))
+        shares.append(truth.share(number, rank, found, scores, error, float(truth.scores[number, -1])))
     return float(np.mean(shares)), float(np.median(seconds))

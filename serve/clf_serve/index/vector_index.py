@@ -29,6 +29,7 @@ from clf_serve.index.view import NO_IDS, Found, View
 
 RECENT_VALUES = 2_500_000
 """Numbers among the recent vectors that cost a search about 1 ms."""
+NEWER = "newer than the database"
 _FADED = 0.01  # recall lost since the build that calls for another
 
 
@@ -91,7 +92,7 @@ class VectorIndex:
         if (found.gallery, found.dim) != (stamp.gallery, stamp.dim):
             return index, "of another gallery"
         if not 0 <= found.generation <= stamp.generation:
-            return index, "newer than the database"
+            return index, NEWER
         index._adopt(state)
         return index, None
 

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+from clf_serve.background import percent, words
 from clf_serve.gallery.store import Hit, Item
 
 
@@ -74,15 +75,8 @@ def _actions(id_: int, name: str) -> str:
 def _spoken(hit: Hit, rank: int, share: float | None) -> str:
     parts = [f"{rank}. {hit.uri}", f"score {hit.score:.3f}"]
     if share is not None:
-        parts.append(f"closer than {percent(share)} of random pairs")
+        parts.append(words(share))
     return escape(", ".join(parts))
-
-
-def percent(share: float) -> str:
-    """Rounded down, so that nothing is said to be closer than it is: 0.99876 is 99.8 %."""
-    places = 1 if share < 0.999 else 2
-    whole = int(share * 100 * 10**places) / 10**places
-    return f"{whole:.{places}f} %"
 
 
 def details(item: Item, url: str) -> str:

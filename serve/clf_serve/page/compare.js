@@ -77,8 +77,9 @@
       section.scrollIntoView({ block: "start", behavior: clf.still() ? "auto" : "smooth" });
     };
     const note = async () => {
-      const reply = await (await clf.ask(`page/compare?${new URLSearchParams(pair())}`)).json();
-      $("note").textContent = reply.note || "";
+      const asked = String(new URLSearchParams(pair()));
+      const reply = await clf.ask(`page/compare?${asked}`).then((answer) => answer.json()).catch(() => ({}));
+      if (asked === String(new URLSearchParams(pair()))) $("note").textContent = reply.note || "";
     };
 
     section.addEventListener("click", (event) => {

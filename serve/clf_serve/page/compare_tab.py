@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from html import escape
 from pathlib import Path, PurePath
 
@@ -67,16 +68,14 @@ class _Routes:
             with ExitStack() as held:
                 first, second = self._pair(request, held)
                 if text:
-                    sides = await asyncio.to_thread(_by_id, first, second, text)
+                    sides = await first.look_up(partial(_by_id, first, second, text), job.call)
                 else:
                     sides = [
                         Side(each.require_gallery(), (await each.embed([job.body], job.call))[0])
                         for each in (first, second)
                     ]
-                found = await asyncio.to_thread(compare, sides[0], sides[1], k)
-                backgrounds = [await asyncio.to_thread(Background.of, side.gallery) for side in sides]
+                found, backgrounds, asked = await first.look_up(partial(_compared, sides, k), job.call)
                 html = self._result(found, (first, second), backgrounds)
-                asked = sides[0].gallery.get(sides[0].but[0]) if sides[0].but else None  # type: ignore[index]
                 reply = {"html": html, "overlap": found.overlap, "rbo": found.rbo.extrapolated, "tau": found.tau}
                 if asked is not None:
                     reply["asked"] = {"uri": asked.uri, "picture": self._page.picture(asked, first)}
@@ -218,8 +217,20 @@ def _by_id(first: Deployment, second: Deployment, text: str) -> list[Side]:
         text = f"the second gallery does not have {name}; upload its file, or choose a picture that both have"
         raise Problem(404, "not_in_both", text, param="id")
     sides = [(gallery, item.id), (other, there.id)]
-    vectors = [each.vector(id_) for each, id_ in sides]
-    return [Side(each, vector, [id_]) for (each, id_), vector in zip(sides, vectors, strict=True) if vector is not None]
+    found = []
+    for each, id_ in sides:
+        vector = each.vector(id_)
+        if vector is None:
+            raise Problem(404, "unknown_id", f"the image {id_} has just been removed", param="id")
+        found.append(Side(each, vector, [id_]))
+    return found
+
+
+def _compared(sides: Sequence[Side], k: int) -> tuple[Comparison, list[Background | None], Item | None]:
+    """Both rankings, what their scores are worth, and the image that was asked with."""
+    found = compare(sides[0], sides[1], k)
+    asked = next((sides[0].gallery.get(id_) for id_ in sides[0].but), None)
+    return found, [Background.of(side.gallery) for side in sides], asked
 
 
 def _common(first: Deployment, second: Deployment) -> tuple[Common, list[Item]]:

@@ -31,6 +31,7 @@
 
   ready("clf-filter", (panel) => {
     const [form, area, error] = ["clf-form", "clf-where", "clf-where-error"].map($);
+    let drawn = "";
     const controls = () => [...form.querySelectorAll("[data-kind]")];
 
     const apply = (where) => {
@@ -66,7 +67,7 @@
     $("clf-where-clear").addEventListener("click", () => apply(null));
 
     window.clf.drawFilter = (html) => {
-      if (html !== undefined) form.innerHTML = html;
+      if (html !== undefined && html !== drawn) form.innerHTML = drawn = html; // what is being typed stays
       const { where } = window.clf.state;
       const object = where && typeof where === "object" && !Array.isArray(where) ? where : {};
       for (const each of controls()) put(each, object[each.dataset.name]);

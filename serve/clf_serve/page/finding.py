@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -17,11 +16,9 @@ from clf_serve.duplicates import fold
 from clf_serve.engine import Vectors
 from clf_serve.gallery import Gallery
 from clf_serve.gallery.store import Hit, Item
+from clf_serve.gallery_memory import Memory
 from clf_serve.page.state import Search
 from clf_serve.problems import Problem
-
-ALIKE = 0.97
-"""Cosine from which two results are folded into one."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +35,25 @@ class Found:
     """The gallery's images that were asked with."""
 
 
-async def find(deployment: Deployment, wanted: Search, call: Call, most: int) -> Found:
+async def find(deployment: Deployment, wanted: Search, memory: Memory, call: Call, most: int) -> Found:
     """The page of results that ``wanted`` names.
 
     Args:
         most: results that a search may reach, all pages together.
 
     Raises:
-        Problem: 400 a vector of another model; 404 an image that is not there; 422 the queries cancel each other out.
+        Problem: 404 an image that is not there; 409 a vector of another model; 422 the queries cancel each other out;
+            429, 503 the server is busy.
     """
-    gallery = deployment.require_gallery()
-    start = time.monotonic()
-    try:
-        return await asyncio.to_thread(_find, gallery, wanted, most)
-    finally:
-        call.since("search", start)
+    return await deployment.look_up(partial(_find, deployment.require_gallery(), wanted, memory, most), call)
 
 
-def _find(gallery: Gallery, wanted: Search, most: int) -> Found:
+def _find(gallery: Gallery, wanted: Search, memory: Memory, most: int) -> Found:
     vector = _query_vector(gallery, wanted)
-    groups, more = _page(gallery, vector, wanted, most)
+    groups, more = _page(gallery, vector, wanted, memory.near(gallery) if wanted.fold else None, most)
     hits = [hit for group in groups for hit in group]
-    return Found(groups, more, gallery.count(wanted.where), shares(gallery, hits), gallery.items(wanted.ids))
+    among = memory.count(gallery, wanted.where)
+    return Found(groups, more, among, shares(gallery, hits), gallery.items(wanted.ids))
 
 
 def shares(gallery: Gallery, hits: Sequence[Hit]) -> dict[int, float]:
@@ -78,9 +72,9 @@ def _query_vector(gallery: Gallery, wanted: Search) -> Vectors:
         if vector is None:
             text = f"the gallery has no image {query.id}; it may have been removed"
             raise Problem(404, "unknown_id", text, param=f"queries[{i}].id")
-        if len(vector) != gallery.model.dim:
-            text = f"the gallery's vectors have {gallery.model.dim} numbers, this one {len(vector)}"
-            raise Problem(400, "invalid_vector", text, param=f"queries[{i}].vector")
+        if query.model not in (None, gallery.model.sha256) or len(vector) != gallery.model.dim:
+            text = f"this vector is of another model than the gallery's, which is {gallery.model}"
+            raise Problem(409, "other_model", text, param=f"queries[{i}].vector")
         vectors.append(vector)
     try:
         return combine(np.stack(vectors), np.array([query.weight for query in wanted.queries]))
@@ -88,8 +82,10 @@ def _query_vector(gallery: Gallery, wanted: Search) -> Vectors:
         raise Problem(422, "no_direction", str(error), param="queries") from error
 
 
-def _page(gallery: Gallery, vector: Vectors, wanted: Search, most: int) -> tuple[list[list[Hit]], bool]:
-    """Groups of the page, and whether there are more.
+def _page(
+    gallery: Gallery, vector: Vectors, wanted: Search, near: float | None, most: int
+) -> tuple[list[list[Hit]], bool]:
+    """Groups of the page, and whether there are more. From the cosine ``near`` on, results are folded into one.
 
     Folding looks at all results from the best on, so that a group stands on one page whichever page is asked for.
     """
@@ -100,18 +96,18 @@ def _page(gallery: Gallery, vector: Vectors, wanted: Search, most: int) -> tuple
     while True:
         hits = gallery.search(vector, reach, where=wanted.where, but=wanted.ids)
         good = [hit for hit in hits if hit.score >= wanted.least]
-        groups = _folded(gallery, good) if wanted.fold else [[hit] for hit in good]
+        groups = [[hit] for hit in good] if near is None else _folded(gallery, good, near)
         if len(groups) > end or len(good) < reach or reach == most:
             return groups[first:end], len(groups) > end
         reach = min(most, 2 * reach)
 
 
-def _folded(gallery: Gallery, hits: Sequence[Hit]) -> list[list[Hit]]:
+def _folded(gallery: Gallery, hits: Sequence[Hit], near: float) -> list[list[Hit]]:
     if len(hits) < 2:
         return [[hit] for hit in hits]
     try:
         vectors = gallery.vectors([hit.id for hit in hits])
     except KeyError:  # removed since the search
         return [[hit] for hit in hits]
-    groups = fold(hits, vectors, [hit.sha256 for hit in hits], ALIKE)
+    groups = fold(hits, vectors, [hit.sha256 for hit in hits], near)
     return [[hits[i] for i in group] for group in groups]

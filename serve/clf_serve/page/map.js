@@ -164,7 +164,8 @@
     const note = () => {
       const parts = [map.n < map.images ? `An even sample of ${count(map.n)} of ${plural(map.images)}` : plural(map.n)];
       const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
-      if (map.explained) parts.push(`the axes hold ${percent(map.explained[0])} and ${percent(map.explained[1])} of the variance`);
+      if (map.explained && map.n < 3) parts.push("too few for the axes to mean anything");
+      else if (map.explained) parts.push(`the axes hold ${percent(map.explained[0])} and ${percent(map.explained[1])} of the variance`);
       else parts.push("UMAP keeps neighbours together; distances between far groups mean little");
       if (map.shown) parts.push(`the search's filter lets ${count(map.shown.reduce((sum, on) => sum + on, 0))} through`);
       if (map.stale) parts.push("the gallery has changed since this was drawn");

@@ -6,6 +6,7 @@
   const MOST_QUERIES = 32;
   const MOST_UPLOADS = 16; // pictures kept in this window; the oldest that is not asked with goes first
   const SLOW = 150; // milliseconds until grey shapes stand where results will be
+  const WARMING = 1500; // milliseconds between questions to a server that is not ready yet
 
   const uploads = new Map(); // by key: {blob, name, picture, vectors}
   let known = null; // what page/gallery said
@@ -13,6 +14,7 @@
   let asked = {}; // by id: {name, picture} of the gallery's pictures that were asked with
   let cropper = null;
   let turns = 0;
+  let meetings = 0;
   let stop = null;
   let made = 0;
 
@@ -84,23 +86,33 @@
     const grey = setTimeout(skeleton, SLOW);
     try {
       const times = {};
-      const queries = await Promise.all(clf.state.queries.map((query) => prepared(query, times, stop.signal)));
-      if (turn !== turns) return;
-      if (known && !known.name) return vector(queries[0].vector, times, start);
-      const { gallery, k, page, where, fold, min } = clf.state;
-      const body = { queries, k, page, fold, where, ...(gallery && { gallery }), ...(min !== null && { min }) };
-      const headers = { "Content-Type": "application/json" };
-      const reply = await ask("page/search", { method: "POST", headers, body: JSON.stringify(body), signal: stop.signal });
-      const found = await reply.json();
+      const found = await look(times, stop.signal).catch((error) => {
+        if (error.code !== "other_model") throw error;
+        for (const upload of uploads.values()) upload.vectors.clear(); // the model was replaced since they were embedded
+        return look(times, stop.signal);
+      });
       if (turn !== turns) return;
       clearTimeout(grey);
-      draw(found, times, start);
+      if (found.html === undefined) vector(found.vector, times, start);
+      else draw(found, times, start);
     } catch (error) {
-      if (turn === turns && error.name !== "AbortError") failed(error);
+      if (turn !== turns || error.name === "AbortError") return;
+      failed(error);
+      if (error.code === "warming_up") setTimeout(() => turn === turns && clf.again(), WARMING);
     } finally {
       clearTimeout(grey);
       if (turn === turns) busy(false);
     }
+  };
+
+  // The results of the search; without a gallery, a picture's vector.
+  const look = async (times, signal) => {
+    const { gallery, k, page, where, fold, min, queries } = clf.state;
+    const ready = await Promise.all(queries.map((query) => prepared(query, times, signal)));
+    if (known && !known.name) return ready[0];
+    const body = { queries: ready, k, page, fold, where, ...(gallery && { gallery }), ...(min !== null && { min }) };
+    const headers = { "Content-Type": "application/json" };
+    return (await ask("page/search", { method: "POST", headers, body: JSON.stringify(body), signal })).json();
   };
 
   // A query as the server takes it. A picture is sent once for each model and crop; after that its vector is.
@@ -113,10 +125,10 @@
       const headers = { "Content-Type": "application/octet-stream" };
       const reply = await ask(inGallery(`page/embed${part}`), { method: "POST", headers, body: upload.blob, signal });
       const told = await reply.json();
-      upload.vectors.set(key, told.vector);
+      upload.vectors.set(key, { vector: told.vector, model: told.model });
       for (const [stage, ms] of Object.entries(told.times)) times[stage] = (times[stage] || 0) + ms;
     }
-    return { vector: upload.vectors.get(key), weight: query.weight };
+    return { ...upload.vectors.get(key), weight: query.weight };
   };
 
   // ---- the address --------------------------------------------------------------------------------------------
@@ -143,9 +155,11 @@
   const restore = async (entry) => {
     const gallery = clf.state.gallery;
     clf.state = recall(entry);
+    const turn = ++turns; // whatever comes meanwhile is wanted more
     if (!known || (clf.state.gallery || first) !== (gallery || first)) await meet();
-    return run("none", performance.now());
+    return turn === turns && run("none", performance.now());
   };
+  clf.again = () => (known ? run("none", performance.now()) : restore(history.state));
   const lostText = () => {
     const { lost, queries } = clf.state;
     if (lost) {
@@ -163,6 +177,11 @@
     $("clf-note").textContent = text;
     $("clf-note").hidden = !text;
   };
+  // Read out; not shown where the results say the same.
+  const tell = (text, unseen = false) => {
+    $("clf-status").textContent = text;
+    $("clf-status").classList.toggle("clf-unseen", unseen);
+  };
   const busy = (on) => $("clf-result").setAttribute("aria-busy", String(on));
   const skeleton = () => {
     if (clf.visible().length) return;
@@ -171,7 +190,7 @@
   };
   const welcome = () => {
     turns++;
-    $("clf-status").textContent = "";
+    tell("");
     $("clf-times").replaceChildren();
     $("clf-pager").hidden = true;
     document.title = "clf search";
@@ -181,12 +200,23 @@
   const failed = (error) => {
     const text = `${error.message[0]?.toUpperCase()}${error.message.slice(1)}`.replace(/[^.?!]$/, "$&.");
     if (error.code === "invalid_filter") clf.filterError(error.message);
-    $("clf-result").replaceChildren(clf.message("That did not work", text));
-    $("clf-status").textContent = "That did not work.";
+    $("clf-result").replaceChildren(trouble("That did not work", text, error));
+    tell("That did not work.", true);
     $("clf-times").replaceChildren();
     $("clf-pager").hidden = true;
   };
 
+  // With a way on: to ask again where that may help, or to the gallery that there is.
+  const trouble = (title, text, { status = 0, code }) => {
+    const shown = clf.message(title, text);
+    if (code === "gallery_not_found") shown.append(make("a", { className: "clf-btn", href: location.pathname, textContent: "Open the first gallery" }));
+    else if (!status || status === 429 || status >= 500) {
+      const again = make("button", { type: "button", className: "clf-btn", textContent: "Try again" });
+      again.addEventListener("click", () => clf.again());
+      shown.append(again);
+    }
+    return shown;
+  };
   const draw = (found, times, start) => {
     const { queries, page, k, where, min } = clf.state;
     const result = $("clf-result");
@@ -204,7 +234,7 @@
     $("clf-page").textContent = `Page ${page + 1}`;
     for (const [stage, ms] of Object.entries(found.times)) times[stage] = (times[stage] || 0) + ms;
     requestAnimationFrame(() => setTimeout(() => painted(found, times, start, page * k), 0));
-    if (known && found.generation !== known.generation) meet();
+    if (found.generation !== known?.generation) meet();
   };
   const painted = (found, times, start, before) => {
     const end = performance.now();
@@ -214,7 +244,7 @@
     const range = before ? `${before + 1} to ${before + found.shown}` : `${found.shown} nearest`;
     const folded = found.folded ? `, ${found.folded} more folded` : "";
     const text = found.shown ? `${range} of ${among}${folded}, in ${Math.round(total)} ms` : "No results";
-    $("clf-status").textContent = text;
+    tell(text);
     drawTimes(times, total);
   };
   const nothing = (found, page, where, min) => {
@@ -250,7 +280,7 @@
       return bar;
     }));
     $("clf-result").replaceChildren(bars);
-    $("clf-status").textContent = `${numbers.length} numbers`;
+    tell(`${numbers.length} numbers`);
     drawTimes(times, performance.now() - start);
   };
 
@@ -289,16 +319,22 @@
 
   // Asks what there is to know of the gallery.
   const meet = async () => {
+    const meeting = ++meetings;
     try {
-      known = await (await ask(inGallery("page/gallery"))).json();
+      const told = await (await ask(inGallery("page/gallery"))).json();
+      if (meeting !== meetings) return;
+      known = told;
     } catch (error) {
-      $("clf-result").replaceChildren(clf.message("The page cannot be filled", error.message));
+      if (meeting !== meetings) return;
+      known = null;
+      if (!clf.visible().length) $("clf-result").replaceChildren(trouble("The page cannot be filled", error.message, error));
       return;
     }
     first = known.galleries[0]?.name ?? null;
     const more = make("span", { textContent: known.name ? ` · ${known.about}` : known.about });
     $("clf-about").replaceChildren(known.name ? `${known.name} · ${number(known.images)} images` : "", more);
     $("clf-index").textContent = known.index;
+    $("clf-near").textContent = known.near === null ? "" : `a cosine of ${known.near.toFixed(3)} or more`;
     const options = known.galleries.map(({ name, images, model }) =>
       make("option", { value: name, textContent: `${name}: ${number(images)} images, ${model}` }));
     $("clf-gallery").replaceChildren(...options);
@@ -314,6 +350,7 @@
     clf.state = { ...clf.state, gallery: name, queries, where: null, page: 0 };
     asked = {};
     await meet();
+    if (clf.state.gallery !== name) return; // another was chosen meanwhile
     await clf.change({});
     if (dropped && !queries.length) note("Pictures of one gallery cannot be looked for in another; upload one to do so.");
   };
@@ -353,6 +390,10 @@
     cropper = clf.cropper($("clf-crop"), $("clf-box"), crop);
     controls();
     addEventListener("popstate", (event) => restore(event.state));
+    document.addEventListener("clf-changed", async () => {
+      await meet();
+      if (!clf.state.queries.length) welcome(); // its pictures to start from
+    });
     clf.started = restore(history.state);
   });
 })();

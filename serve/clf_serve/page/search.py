@@ -23,10 +23,11 @@ from clf.errors import ImageError
 from clf.images import decode, resize
 from clf_serve.api import model_json
 from clf_serve.attend import Attended, attended, fetched, off_loop
-from clf_serve.background import Background
+from clf_serve.background import Background, percent
 from clf_serve.call import Call
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
+from clf_serve.index import IndexInfo
 from clf_serve.inputs import read_json
 from clf_serve.page import cards
 from clf_serve.page.finding import find
@@ -83,7 +84,8 @@ class _Routes:
             crop = parse_crop(request.query_params.get("crop", ""))
             with self._page.using(request.query_params.get("gallery")) as deployment:
                 vectors = await self._vectors(deployment, job, crop)
-            return JsonReply({"vector": vector_text(vectors[0]), "times": _times(job.call)})
+                model = deployment.engine.manifest.sha256
+            return JsonReply({"vector": vector_text(vectors[0]), "model": model, "times": _times(job.call)})
 
         return await attended(request, self._service, work)
 
@@ -122,7 +124,7 @@ class _Routes:
             tree = await off_loop(len(job.body), read_json, job.body)
             wanted = parse_search(tree)
             with self._page.using(wanted.gallery) as deployment:
-                found = await find(deployment, wanted, job.call, self._service.limits.max_k)
+                found = await find(deployment, wanted, self._service.memory, job.call, self._service.limits.max_k)
                 gallery = deployment.require_gallery()
                 links = self._links(deployment, wanted.gallery)
 
@@ -169,6 +171,7 @@ class _Routes:
             "galleries": names,
             "form": "",
             "index": "",
+            "near": None,
             "generation": 0,
             "images": 0,
         }
@@ -178,8 +181,11 @@ class _Routes:
             text = "This server has no gallery. Drop a picture to see its embedding, or start it with --gallery."
             return about | {"welcome": cards.message("Drop a picture", text)}
         items = gallery.sample(_SAMPLES)
-        about |= {"name": name or names[0]["name"], "images": len(gallery), "generation": gallery.generation}
-        about |= {"form": filter_form(gallery.fields()), "index": index_text(gallery.facts().index)}
+        memory = self._service.memory
+        known = memory.facts(gallery)
+        about |= {"name": name or names[0]["name"], "images": known.images, "generation": known.generation}
+        about |= {"form": filter_form(memory.fields(gallery)), "index": index_text(known.index)}
+        about |= {"near": memory.near(gallery) if items else None}
         if not items:
             message = cards.message("The gallery is empty", "Fill it: clf index MODEL IMAGES -o GALLERY")
             return about | {"welcome": message}
@@ -200,16 +206,15 @@ class _Routes:
             return HTMLResponse(cards.details(found, self._page.picture(found, deployment)))
 
 
-def index_text(index: Any) -> str:
-    """How the gallery is searched, and what that was measured to find. ``index`` is an IndexInfo, or None: exact."""
-    if index is None or index.exact:
+def index_text(index: IndexInfo) -> str:
+    """How the gallery is searched, and what that was measured to find."""
+    if index.exact:
         return "Exact search: the query is compared with every image."
     if index.recall is None:
         return f"Approximate search ({index.kind}); what it finds has not been measured yet."
-    share = cards.percent(index.recall)
     return (
-        f"Approximate search ({index.kind}): finds {share} of the true {index.recall_k} nearest,"
-        f" measured on {index.queries} held-back images."
+        f"Approximate search ({index.kind}): finds {percent(index.recall)} of the true {index.recall_k} nearest,"
+        f" measured on {index.queries:,} held-back images."
     )
 
 

@@ -36,6 +36,8 @@ class Query:
     id: int | None = None
     vector: Vectors | None = None
     """(D,), unit length."""
+    model: str | None = None
+    """SHA-256 of the model that made the vector, where the browser knows it."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def _query(tree: Any, place: str) -> Query:
         raise _bad(f"{place}.weight", "a weight of 0 asks for nothing; leave the picture out")
     if "id" in tree:
         return Query(weight, id=_whole(tree["id"], f"{place}.id", 0, 2**63 - 1))
-    return Query(weight, vector=_vector(tree["vector"], f"{place}.vector"))
+    model = tree.get("model")
+    if model is not None and not isinstance(model, str):
+        raise _bad(f"{place}.model", "it must be text")
+    return Query(weight, vector=_vector(tree["vector"], f"{place}.vector"), model=model)
 
 
 def _vector(text: Any, place: str) -> Vectors:

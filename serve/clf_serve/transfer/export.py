@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from clf.errors import DataError, GalleryError, did_you_mean
 from clf.manifest import read_manifest
 from clf_serve.gallery import Entry, Gallery, Identity, Where
+from clf_serve.gallery.vectors import is_unit
 from clf_serve.transfer.lines import write_csv, write_jsonl
 from clf_serve.transfer.npz import NpzReader, write_npz
 from clf_serve.transfer.parquet import ParquetReader, load_pyarrow, write_parquet
 from clf_serve.transfer.plan import About, Parts, Progress, damaged
 from clf_serve.transfer.snapshot import Snapshot, snapshot
-from clf_serve.transfer.whole import whole
+from clf_serve.transfer.whole import is_there, whole
 
 _WRITERS: Mapping[str, Callable[[Path, Snapshot, Parts, Progress], None]] = {
     ".parquet": write_parquet,
@@ -63,8 +64,6 @@ def export_gallery(
     if write is None:
         known = ", ".join(_WRITERS)
         raise DataError(f"{output} must end in one of {known}.{did_you_mean(output.suffix, _WRITERS)}")
-    if output.is_dir():
-        raise DataError(f"{output} is a folder; name a file")
     if parts.thumbnails and write is write_csv:
         raise DataError(".csv holds no pictures; leave --thumbnails out, or name a .parquet, .npz or .jsonl file")
     if write is write_parquet:
@@ -82,6 +81,7 @@ def import_gallery(
     *,
     begin: Callable[[int], None] = lambda total: None,
     progress: Progress = lambda done: None,
+    building: Callable[[str, float], None] = lambda stage, done: None,
 ) -> int:
     """Makes a gallery of what :func:`export_gallery` wrote to a .parquet or .npz file; how many images it has.
 
@@ -90,6 +90,7 @@ def import_gallery(
     Args:
         output: a folder that does not exist yet.
         model: folder of the model that the vectors are of.
+        building: called with a stage of building the search index and the share of it that is done.
 
     Raises:
         DataError: the file is missing, damaged, not an export, without vectors, or ``output`` cannot be written.
@@ -109,7 +110,7 @@ def import_gallery(
         if not about.parts.vectors:
             raise DataError(f"{file} holds no vectors; export it again without --no-vectors")
         begin(about.images)
-        with whole(output) as draft, Gallery.open_or_create(draft, own, model) as gallery:
+        with whole(output, folder=True) as draft, Gallery.open_or_create(draft, own, model) as gallery:
             last = 0
             for ids, entries in reader.entries():
                 _check(file, [last, *ids], entries)
@@ -118,20 +119,24 @@ def import_gallery(
                 progress(len(ids))
             if len(gallery) != about.images:
                 raise damaged(file, f"{len(gallery)} images where it speaks of {about.images}")
-            gallery.save_index()
+            gallery.save_index(progress=building)
     return about.images
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises GalleryError where ``folder`` holds anything."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    """Raises GalleryError where ``folder`` holds anything, or has no name that one could give to another."""
+    try:
+        taken = folder.name in ("", "..") or (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
+    if taken:
         raise GalleryError(f"{folder} exists; name a new folder")
 
 
 def _open(file: Path) -> _Reader:
     if file.suffix not in _READERS:
         raise DataError(f"{file}: a gallery is made of {' and '.join(_READERS)} files that clf gallery export wrote")
-    if not file.is_file():
+    if not (is_there(file) and file.is_file()):
         raise DataError(f"{file} does not exist; give a file that clf gallery export wrote")
     return _READERS[file.suffix](file)
 
@@ -140,7 +145,6 @@ def _check(file: Path, ids: list[int], entries: list[Entry]) -> None:
     """Raises DataError unless ids rise, keys differ within the part, and vectors are of unit length."""
     if any(one >= other for one, other in pairwise(ids)) or len({entry.key for entry in entries}) < len(entries):
         raise damaged(file, "an id or a key comes twice")
-    vectors: Any = np.array([entry.vector for entry in entries])
-    wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3)  # true for NaN
+    wrong = ~is_unit(np.array([entry.vector for entry in entries]))
     if wrong.any():
         raise damaged(file, f"the vector of image {ids[1 + int(wrong.argmax())]} is not of unit length")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clf.errors import GalleryError
 from clf_serve.gallery import Gallery, Identity, Item, Where
 from clf_serve.gallery import rows as gallery_rows
 from clf_serve.gallery.database import Database
+from clf_serve.gallery.faults import DamageError
 from clf_serve.gallery.matching import Matching
 
 ROWS = 4096
@@ -62,6 +62,8 @@ class Snapshot:
         for start in range(0, len(self._ids), ROWS):
             ids = self._ids[start : start + ROWS].tolist()
             found = gallery_rows.by_ids(self._connection, ids)
+            if missing := set(ids) - set(found):
+                raise DamageError(f"image {min(missing)} is not among the rows")
             yield [found[id_] for id_ in ids]
 
     def columns(self, *names: str) -> Iterator[list[tuple[Any, ...]]]:
@@ -105,8 +107,8 @@ class Snapshot:
         )
         blobs = [found.get(item.id, b"") for item in items]
         for item, blob in zip(items, blobs, strict=True):
-            if len(blob) != 4 * self.model.dim:
-                raise GalleryError(f"the vector of image {item.id} ({item.uri}) is damaged; see clf gallery check")
+            if not isinstance(blob, bytes) or len(blob) != 4 * self.model.dim:
+                raise DamageError(f"the vector of image {item.id} has the wrong size")
         return np.frombuffer(b"".join(blobs), "<f4").reshape(len(items), self.model.dim)
 
     def _thumbnails(self, items: list[Item], ids: str) -> list[bytes]:
@@ -115,7 +117,7 @@ class Snapshot:
                 "SELECT id, data FROM thumbnails WHERE id IN (SELECT value FROM json_each(?))", (ids,)
             )
         )
-        return [found.get(item.id, b"") for item in items]
+        return [gallery_rows.picture(found.get(item.id, b""), item.id) for item in items]
 
 
 @contextmanager

@@ -5,31 +5,39 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clf.errors import DataError
+from clf.errors import DataError, GalleryError
 
 _ENDING = ".partial"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A path beside ``path``, with nothing there yet, to write a file or a folder to.
 
     When the block ends well what was written is synced to the disk and takes the place of ``path``, in one step: an
     earlier file is replaced, a folder must not be in the way. Else it is removed. What an earlier attempt left behind
     because it was killed is removed too.
 
+    Args:
+        folder: a folder is to be made, not a file.
+
     Raises:
-        DataError: the folder of ``path`` is missing or cannot be written, or an OSError came out of the block.
+        DataError: the folder of ``path`` is missing or cannot be written, ``path`` is a folder (or a device, a pipe)
+            where a file is to be made, or an OSError came out of the block, or SQLite could not write to the draft.
     """
-    if not path.parent.is_dir():
-        raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
     draft = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"
     try:
+        if not path.parent.is_dir():
+            raise DataError(f"the folder {path.parent} of {path.name} does not exist; make it first")
+        if not folder and path.exists() and not path.is_file():
+            what = "folder" if path.is_dir() else "device or a pipe, which would be replaced"
+            raise DataError(f"{path} is a {what}; name a file")
         _remove_leftovers(path)
         draft.touch()  # whether it can be written shows before the work
         draft.unlink()
@@ -37,11 +45,24 @@ def whole(path: Path) -> Iterator[Path]:
         sync(draft)
         draft.replace(path)
         sync(path.parent)
+    except GalleryError as error:
+        if draft.name not in str(error) or not isinstance(error.__cause__, sqlite3.OperationalError):
+            raise
+        raise DataError(f"{path} cannot be written: {error.__cause__}; make room, or name another place") from error
     except OSError as error:
         reason = error.strerror or error  # numpy's and pyarrow's own have no strerror
         raise DataError(f"{path} cannot be written: {reason}; make room, or name another place") from error
     finally:
         remove(draft)
+        remove(draft.with_name(f"{draft.name}-journal"))  # of VACUUM INTO
+
+
+def is_there(path: Path) -> bool:
+    """Whether it exists. What the system will not even look for, such as a name that is too long, does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def remove(path: Path) -> None:
