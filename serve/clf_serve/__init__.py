@@ -9,31 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
-    "AsyncClient": "clf_serve.client",
+    "AsyncClient": "clf_serve.client.client",
     "AsyncEngine": "clf_serve.asynchronous",
-    "BusyServerError": "clf_serve.client",
-    "Client": "clf_serve.client",
-    "ClientError": "clf_serve.client",
+    "BusyServerError": "clf_serve.client.client",
+    "Client": "clf_serve.client.client",
+    "ClientError": "clf_serve.client.client",
     "Engine": "clf_serve.engine",
-    "FolderVectors": "clf_serve.client",
+    "FolderVectors": "clf_serve.client.client",
     "Gallery": "clf_serve.gallery",
-    "GalleryHit": "clf_serve.client",
-    "GalleryImage": "clf_serve.client",
-    "Neighbour": "clf_serve.client",
-    "RefusedError": "clf_serve.client",
-    "RefusedImageError": "clf_serve.client",
+    "GalleryHit": "clf_serve.client.client",
+    "GalleryImage": "clf_serve.client.client",
+    "Neighbour": "clf_serve.client.client",
+    "RefusedError": "clf_serve.client.client",
+    "RefusedImageError": "clf_serve.client.client",
     "ServeLimits": "clf_serve.limits",
-    "Skipped": "clf_serve.client",
-    "Stored": "clf_serve.client",
-    "UnexpectedReplyError": "clf_serve.client",
-    "UnreachableError": "clf_serve.client",
-    "Weighted": "clf_serve.client",
-    "WrongKeyError": "clf_serve.client",
+    "Skipped": "clf_serve.client.client",
+    "Stored": "clf_serve.client.client",
+    "UnexpectedReplyError": "clf_serve.client.client",
+    "UnreachableError": "clf_serve.client.client",
+    "Weighted": "clf_serve.client.client",
+    "WrongKeyError": "clf_serve.client.client",
 }
 
 if TYPE_CHECKING:
     from clf_serve.asynchronous import AsyncEngine
-    from clf_serve.client import (
+    from clf_serve.client.client import (
         AsyncClient,
         BusyServerError,
         Client,
@@ -89,7 +89,7 @@ def __getattr__(name: str) -> Any:
 
         if (error.name or "").partition(".")[0] in ("clf", "clf_serve"):
             raise
-        extra = "client" if _EXPORTS[name] == "clf_serve.client" else "serve"
+        extra = "client" if _EXPORTS[name] == "clf_serve.client.client" else "serve"
         raise missing_extra(str(error.name), extra, f"clf_serve.{name}") from error
 
 

@@ -17,14 +17,14 @@ from starlette.responses import HTMLResponse
 
 from clf import __version__
 from clf.errors import missing_extra
-from clf_serve import admin
-from clf_serve.access import Calls, LastResort
-from clf_serve.api import routes
-from clf_serve.cors import Cors
-from clf_serve.docs import docs_page
-from clf_serve.guard import Guard, KeyRing
-from clf_serve.handlers import add_error_handlers, bug_reply
-from clf_serve.openapi import document
+from clf_serve.http import admin
+from clf_serve.http.access import Calls, LastResort
+from clf_serve.http.api import routes
+from clf_serve.http.cors import Cors
+from clf_serve.http.docs import docs_page
+from clf_serve.http.guard import Guard, KeyRing
+from clf_serve.http.handlers import add_error_handlers, bug_reply
+from clf_serve.http.openapi import document
 from clf_serve.service import Service
 from clf_serve.tracing import TracedRequests
 

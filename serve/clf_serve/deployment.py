@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from clf.errors import ClfError, ImageError
 from clf_serve.backends.base import DeviceMemoryError
-from clf_serve.batcher import Batcher
+from clf_serve.batching.batcher import Batcher
 from clf_serve.call import Call
 from clf_serve.engine import Decoding, Engine, Pixels, VariantName, Vectors
 from clf_serve.gallery import Gallery, Identity

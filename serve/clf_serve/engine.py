@@ -21,7 +21,7 @@ from clf.errors import ImageError, ModelError
 from clf.manifest import read_manifest
 from clf_serve.backends import open_backend
 from clf_serve.backends.base import JSON, Backend, DeviceMemoryError, Pixels, Vectors, closed, first_line
-from clf_serve.buckets import next_padded_size, next_size
+from clf_serve.batching.buckets import next_padded_size, next_size
 from clf_serve.files import Chunk, Skipped, ahead
 from clf_serve.model_file import VariantName, check_ports, differs, read_graph
 from clf_serve.probes import probe_images

@@ -36,7 +36,7 @@ class Memory:
 
     def near(self, gallery: Gallery) -> float:
         """The cosine from which two of its images count as near duplicates."""
-        from clf_serve.duplicates import default_threshold
+        from clf_serve.duplicates.finding import default_threshold
 
         return self._get(gallery, "near", lambda: default_threshold(gallery))
 

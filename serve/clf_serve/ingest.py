@@ -21,7 +21,7 @@ from clf_serve.gallery.store import Entry, Item
 from clf_serve.limits import ServeLimits
 from clf_serve.metrics import Metrics
 from clf_serve.problems import Problem
-from clf_serve.thumbnails import thumbnail
+from clf_serve.sync.thumbnails import thumbnail
 from clf_serve.writing import Writer, Written
 
 __all__ = ["Incoming", "Ingest", "Written", "digest_key"]

@@ -20,7 +20,7 @@ from clf.errors import DataError, GalleryError, ImageError
 from clf.manifest import sha256_file
 from clf_serve.engine import Engine, Pixels, Skipped, Vectors
 from clf_serve.gallery import Entry, Gallery, Identity, Item
-from clf_serve.thumbnails import thumbnail
+from clf_serve.sync.thumbnails import thumbnail
 from clf_serve.transfer.export import refuse_existing
 from clf_serve.transfer.whole import is_there, remove, sync
 

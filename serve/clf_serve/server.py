@@ -20,23 +20,23 @@ from typing import TYPE_CHECKING
 
 from clf.errors import GalleryError, ServeError, missing_extra
 from clf.manifest import read_manifest
-from clf_serve.cors import read_origins
 from clf_serve.deployment import Deployment, Folders
 from clf_serve.engine import Decoding, VariantName
 from clf_serve.gallery import Gallery
-from clf_serve.indexing import list_images
+from clf_serve.http.cors import read_origins
 from clf_serve.keys import read_keys, split_keys
 from clf_serve.limits import ServeLimits
 from clf_serve.log_format import LogFormat
 from clf_serve.logs import logging_to, occupy_standard_descriptors, speaker
 from clf_serve.runtime import Provider
 from clf_serve.service import Service
+from clf_serve.sync.indexing import list_images
 from clf_serve.tls import read_tls
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from clf_serve.guard import KeyRing
+    from clf_serve.http.guard import KeyRing
 
 _KEYS = "CLF_API_KEYS"
 _GRACE = 30  # seconds that running requests are given at the end
@@ -150,7 +150,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _key_ring(options: Options) -> KeyRing:
     """Raises ServeError: keys that cannot be used, or none where some were meant to be given."""
-    from clf_serve.guard import KeyRing
+    from clf_serve.http.guard import KeyRing
 
     keys, path = split_keys(options.api_keys), options.api_key_file
     if not keys and path is None and (options.api_keys or _KEYS in os.environ):

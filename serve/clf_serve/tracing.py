@@ -22,8 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clf import __version__
 from clf.errors import MissingExtraError, ServeError, missing_extra
-from clf_serve.access import method_of, route_of
 from clf_serve.call import Call
+from clf_serve.http.access import method_of, route_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

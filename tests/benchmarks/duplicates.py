@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from clf import images
-from clf_serve.duplicates import Found, Level, find
+from clf_serve.duplicates.finding import Found, Level, find
+from clf_serve.duplicates.pictures import NEARBY, code, look
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.gallery.store import Entry
-from clf_serve.same_picture import NEARBY, code, look
-from clf_serve.thumbnails import thumbnail
+from clf_serve.sync.thumbnails import thumbnail
 
 Edit = Callable[[Image.Image], bytes]
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from clf_serve.batcher import Batcher
+from clf_serve.batching.batcher import Batcher
 from clf_serve.engine import Pixels, Vectors
 from clf_serve.metrics import Metrics
 

@@ -20,7 +20,7 @@ from ui_helpers import Site, Tab, site
 
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
+from clf_serve.sync.indexing import index_images
 
 
 def pytest_configure(config: pytest.Config) -> None:

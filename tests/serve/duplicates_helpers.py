@@ -14,7 +14,7 @@ from clf import images
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.gallery.store import Entry
-from clf_serve.thumbnails import thumbnail
+from clf_serve.sync.thumbnails import thumbnail
 
 
 def scene(seed: int, width: int = 300, height: int = 220) -> Image.Image:

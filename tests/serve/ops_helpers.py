@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from clf_serve.access import LastResort
 from clf_serve.call import Call
+from clf_serve.http.access import LastResort
 from clf_serve.problems import Problem
 
 KEY = "the-key-of-a-customer"

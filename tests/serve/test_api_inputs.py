@@ -19,10 +19,10 @@ from serve_helpers import DIM, encoded, picture
 from starlette.datastructures import Headers
 
 from clf_serve.engine import Engine
-from clf_serve.inputs import parse_embeddings, parse_search
+from clf_serve.http.inputs import parse_embeddings, parse_search
+from clf_serve.http.shapes import image_of
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
-from clf_serve.shapes import image_of
 
 URI = "data:image/png;base64," + TEXT
 IMAGE_URL = {"type": "image_url", "image_url": {"url": URI}}

@@ -17,18 +17,18 @@ import pytest
 from api_helpers import LIMITS, PHOTO, TEXT, Gate, embed, error, in_background, vectors, wait_ready
 from serve_helpers import DIM, picture, served, service_of, until, write_model
 
-from clf_serve.api import routes
-from clf_serve.attend import Attended, fetched
 from clf_serve.call import Call
 from clf_serve.deployment import Opened
-from clf_serve.doc_examples import EXAMPLES, GALLERY_EXAMPLES, WRITING_EXAMPLES, examples
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery
+from clf_serve.http.api import routes
+from clf_serve.http.attend import Attended, fetched
+from clf_serve.http.doc_examples import EXAMPLES, GALLERY_EXAMPLES, WRITING_EXAMPLES, examples
+from clf_serve.http.openapi import document
+from clf_serve.http.shapes import Url
 from clf_serve.limits import ServeLimits
-from clf_serve.openapi import document
 from clf_serve.problems import Problem
 from clf_serve.service import Service
-from clf_serve.shapes import Url
 
 PNG = {"Content-Type": "image/png"}
 
@@ -37,7 +37,7 @@ PNG = {"Content-Type": "image/png"}
 def two(engine: Engine, indexed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The usual model without a gallery, and ``team/other`` with one of its own."""
     from clf_serve.gallery import Identity
-    from clf_serve.indexing import index_images
+    from clf_serve.sync.indexing import index_images
 
     folder = tmp_path_factory.mktemp("two")
     other = Engine(write_model(folder / "other", name="team/other", dim=3, cells=1), "cpu")

@@ -15,9 +15,9 @@ from api_helpers import PHOTO, TEXT, Gate, embed, error, in_background, vectors,
 from PIL import Image
 from serve_helpers import DIM, encoded, served, service_of, until
 
+from clf_serve.batching.scheduling import Scheduler
 from clf_serve.engine import Engine
 from clf_serve.limits import ServeLimits
-from clf_serve.scheduling import Scheduler
 
 
 def test_the_model_is_listed_with_its_facts(client: httpx.Client, engine: Engine) -> None:

@@ -17,7 +17,7 @@ from serve_helpers import DIM, served, service_of, write_pictures
 
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
+from clf_serve.sync.indexing import index_images
 
 
 def test_a_search_finds_what_brute_force_finds(client: httpx.Client, engine: Engine, photos: Path) -> None:

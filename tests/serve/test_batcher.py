@@ -15,7 +15,7 @@ from batcher_simulation import CPU, GPU, Model, batcher_of, simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clf_serve.batcher import Batcher
+from clf_serve.batching.batcher import Batcher
 from clf_serve.engine import Pixels, Vectors
 from clf_serve.metrics import Metrics
 from clf_serve.problems import Problem

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper, save
 from serve_helpers import SIZE, sign, write_model
 
 from clf.manifest import MODEL_FILE
-from clf_serve.batcher import Batcher
+from clf_serve.batching.batcher import Batcher
+from clf_serve.batching.scheduling import Choice, covering
 from clf_serve.engine import Engine, Pixels, Vectors
 from clf_serve.metrics import Metrics
-from clf_serve.scheduling import Choice, covering
 
 DIM = 48
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from batcher_simulation import CPU, GPU, Model, fixed, learned, poisson
 
-from clf_serve.pace import Pace
-from clf_serve.scheduling import WAIT, Facts, Scheduler, solve
+from clf_serve.batching.pace import Pace
+from clf_serve.batching.scheduling import WAIT, Facts, Scheduler, solve
 
 SMALL_GPU = Model("GPU-like", GPU.fixed, GPU.each, GPU.sizes[:6])
 WINDOWS = (0.0, 0.002, 0.005, 0.02)

@@ -23,11 +23,11 @@ from serve_helpers import DIM, encoded, picture, served, service_of, until, writ
 
 import clf_serve
 from clf.errors import ClfError, ImageError
-from clf_serve.client import AsyncClient, Client, ClientError, RefusedError, RefusedImageError, WrongKeyError
+from clf_serve.client.client import AsyncClient, Client, ClientError, RefusedError, RefusedImageError, WrongKeyError
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
 from clf_serve.limits import ServeLimits
+from clf_serve.sync.indexing import index_images
 
 LIMITS = ServeLimits(max_bytes=200_000, max_images=5)
 CALLS = ["embed", "embed_folder", "search", "models", "galleries", "ready"]
@@ -115,7 +115,7 @@ def test_every_kind_of_image_gives_the_vector_of_its_file(live: str, engine: Eng
 def test_a_pillow_image_of_any_mode_is_sent_as_it_is(mode: str, engine: Engine) -> None:
     """Compared with Pillow's own lossless file, where it writes one; no server is needed for that."""
     from clf.images import prepare
-    from clf_serve.uploads import encode
+    from clf_serve.client.uploads import encode
 
     via = "RGBA" if mode in ("PA", "RGBa") else "RGB"
     image = picture(4).convert("L").convert(mode) if mode in ("I", "F", "LA") else picture(4).convert(via).convert(mode)
@@ -342,7 +342,7 @@ def test_every_public_name_exists_and_loads_late(monkeypatch: pytest.MonkeyPatch
         clf_serve.nothing  # noqa: B018
 
     monkeypatch.setitem(sys.modules, "httpx", None)
-    for module in ("client", "exchange", "talks"):
+    for module in ("client.client", "client.exchange", "client.talks"):
         monkeypatch.delitem(sys.modules, f"clf_serve.{module}")
     with pytest.raises(ClfError, match=r"pip install 'clf-vision\[client\]'"):
         clf_serve.Client  # noqa: B018

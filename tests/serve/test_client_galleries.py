@@ -19,7 +19,7 @@ from PIL import Image
 from serve_helpers import DIM, encoded, picture, write_pictures
 
 from clf.errors import ImageError
-from clf_serve.client import (
+from clf_serve.client.client import (
     AsyncClient,
     BusyServerError,
     Client,
@@ -30,9 +30,9 @@ from clf_serve.client import (
     Weighted,
     WrongKeyError,
 )
+from clf_serve.client.gallery import AsyncRemoteGallery, RemoteGallery
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.gallery_client import AsyncRemoteGallery, RemoteGallery
 
 
 class Both:

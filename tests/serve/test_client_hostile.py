@@ -21,10 +21,17 @@ from PIL import Image
 from serve_helpers import encoded
 
 from clf.errors import ImageError
-from clf_serve import connection
-from clf_serve.client import AsyncClient, Client, ClientError, RefusedError, UnexpectedReplyError, UnreachableError
-from clf_serve.exchange import Reply, read_retry_after, read_vectors
-from clf_serve.uploads import encode
+from clf_serve.client import connection
+from clf_serve.client.client import (
+    AsyncClient,
+    Client,
+    ClientError,
+    RefusedError,
+    UnexpectedReplyError,
+    UnreachableError,
+)
+from clf_serve.client.exchange import Reply, read_retry_after, read_vectors
+from clf_serve.client.uploads import encode
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 GZIP = b"\x1f\x8b\x08\x08" + bytes(6)  # RFC 1952: a file's name follows, up to a zero byte

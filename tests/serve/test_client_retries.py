@@ -24,8 +24,8 @@ from PIL import Image
 from serve_helpers import encoded, picture
 
 from clf.errors import ClfError
-from clf_serve import exchange
-from clf_serve.client import (
+from clf_serve.client import exchange
+from clf_serve.client.client import (
     AsyncClient,
     BusyServerError,
     Client,
@@ -36,7 +36,7 @@ from clf_serve.client import (
     UnreachableError,
     WrongKeyError,
 )
-from clf_serve.exchange import Patience, Reply, Send, Wait, read_retry_after, request
+from clf_serve.client.exchange import Patience, Reply, Send, Wait, read_retry_after, request
 
 Answer = httpx.Response | Exception
 

@@ -26,8 +26,8 @@ from ops_helpers import KEY, application, ask
 from starlette.types import ASGIApp
 
 from clf.errors import ServeError
-from clf_serve.access import Calls
-from clf_serve.cors import Cors, read_origins
+from clf_serve.http.access import Calls
+from clf_serve.http.cors import Cors, read_origins
 from clf_serve.keys import read_keys
 from clf_serve.tls import Tls, read_tls
 

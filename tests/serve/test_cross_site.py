@@ -11,9 +11,9 @@ from serve_helpers import service_of, until
 from starlette.datastructures import Headers
 
 from clf_serve.app import Outside, create_app
-from clf_serve.cors import from_elsewhere
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
+from clf_serve.http.cors import from_elsewhere
 
 HOST = "127.0.0.1:8000"
 OWN = f"http://{HOST}"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import ImageEnhance
 from serve_helpers import encoded
 
-from clf_serve.duplicates import Found, Level, Progress, default_threshold, find, fold
-from clf_serve.duplicates_groups import File, Pictures
+from clf_serve.duplicates.finding import Found, Level, Progress, default_threshold, find, fold
+from clf_serve.duplicates.groups import File, Pictures
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Where
 from clf_serve.gallery.store import Entry, Hit

@@ -11,13 +11,13 @@ import pytest
 from duplicates_helpers import fill, jpeg, scene
 from test_report import Tags
 
-from clf_serve import duplicates_report
-from clf_serve.duplicates import find
-from clf_serve.duplicates_report import duplicates_page
-from clf_serve.duplicates_text import size
+from clf_serve.duplicates import page as duplicates_report
+from clf_serve.duplicates.finding import find
+from clf_serve.duplicates.page import duplicates_page
+from clf_serve.duplicates.text import size
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
+from clf_serve.sync.indexing import index_images
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clf_serve import duplicates_pairs
-from clf_serve.duplicates_groups import Partition
-from clf_serve.duplicates_pairs import Pairs, close_pairs, complete_link
-from clf_serve.duplicates_threshold import Chance
+from clf_serve.duplicates import pairs as duplicates_pairs
+from clf_serve.duplicates.groups import Partition
+from clf_serve.duplicates.pairs import Pairs, close_pairs, complete_link
+from clf_serve.duplicates.threshold import Chance
 
 
 def unit(n: int, dim: int, seed: int = 0) -> NDArray[np.float32]:

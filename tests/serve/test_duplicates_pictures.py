@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageEnhance
 from serve_helpers import encoded
 
 from clf import images
-from clf_serve.duplicates_groups import File, Progress
-from clf_serve.same_picture import NEARBY, code, difference, distances, look, same_pictures, same_shape
-from clf_serve.thumbnails import thumbnail
+from clf_serve.duplicates.groups import File, Progress
+from clf_serve.duplicates.pictures import NEARBY, code, difference, distances, look, same_pictures, same_shape
+from clf_serve.sync.thumbnails import thumbnail
 
 
 def file(position: int, size: tuple[int, int]) -> File:

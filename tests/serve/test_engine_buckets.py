@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clf_serve.buckets import cheapest_cut, next_padded_size, next_size
+from clf_serve.batching.buckets import cheapest_cut, next_padded_size, next_size
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
-from clf_serve.forms import read_form
+from clf_serve.http.forms import read_form
 from clf_serve.problems import Problem
 
 LETTERS = st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"], exclude_characters='\\"')  # quoted differently

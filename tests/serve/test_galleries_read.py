@@ -21,8 +21,8 @@ from clf_serve.deployment import Opened
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity, Where
 from clf_serve.gallery_memory import Memory
-from clf_serve.indexing import index_images
 from clf_serve.service import Service, public_names
+from clf_serve.sync.indexing import index_images
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from gallery_api import TOP, WRITABLE, Live, live, png, truth
 from PIL import Image
 from serve_helpers import DIM
 
-from clf_serve import gallery_bodies
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery
-from clf_serve.inputs import read_json
+from clf_serve.http import gallery_bodies
+from clf_serve.http.inputs import read_json
 
 PNG = {"Content-Type": "image/png"}
 

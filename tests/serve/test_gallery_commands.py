@@ -19,11 +19,11 @@ from serve_helpers import DIM, write_model
 
 from clf.manifest import MODEL_FILE, read_manifest
 from clf_serve.checking import check
+from clf_serve.commands.terminal import readable, size_in_bytes
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.index import VectorIndex
 from clf_serve.index.vector_index import Stamp
-from clf_serve.terminal import readable, size_in_bytes
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -277,7 +277,7 @@ def test_optimize_keeps_the_choice_for_later(run: Run, gallery: Path) -> None:
 
 
 def test_optimize_gives_room_back(run: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clf_serve.gallery_info._WORTH", 100_000)
+    monkeypatch.setattr("clf_serve.commands.gallery_info._WORTH", 100_000)
     folder = made(tmp_path / "g", 400, Identity.of(read_manifest(model)), model)
     with Gallery(folder, write=True) as opened:
         large = [entry(1000 + i, DIM) for i in range(50)]
@@ -446,7 +446,7 @@ def test_sizes() -> None:
 def test_the_module_of_the_commands_is_light(run_cli_process: Callable[..., Any]) -> None:
     heavy = "('onnxruntime', 'faiss', 'fastapi', 'gradio', 'numpy', 'torch', 'PIL', 'pyarrow', 'rich.progress')"
     before = (
-        "import sys, clf_serve.gallery_commands\n"
+        "import sys, clf_serve.commands.gallery\n"
         f"heavy = [name for name in {heavy} if name in sys.modules]\n"
         "assert not heavy, heavy\n"
     )

@@ -14,9 +14,9 @@ from gallery_helpers import DIM, MODEL, entries, make
 
 from clf.errors import GalleryError
 from clf_serve.checking import check
-from clf_serve.duplicates import find
+from clf_serve.commands.gallery_info import facts_of
+from clf_serve.duplicates.finding import find
 from clf_serve.gallery import Gallery, Identity, Where
-from clf_serve.gallery_info import facts_of
 from clf_serve.moving import move
 from clf_serve.transfer.export import export_gallery
 from clf_serve.transfer.plan import Parts

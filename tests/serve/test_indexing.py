@@ -16,7 +16,7 @@ from serve_helpers import picture, write_model, write_pictures
 from clf.errors import DataError, GalleryError, ImageError
 from clf_serve.engine import Engine, Pixels
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
+from clf_serve.sync.indexing import index_images
 
 
 def index(folder: Path, engine: Engine, photos: Path, batch_size: int = 4) -> str:
@@ -164,7 +164,7 @@ import sys, time
 from pathlib import Path
 from clf_serve.engine import Engine, Pixels
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
+from clf_serve.sync.indexing import index_images
 engine = Engine(Path(sys.argv[1]), "cpu")
 with Gallery.open_or_create(Path(sys.argv[2]), Identity.of(engine.manifest), engine.folder) as gallery:
     def progress(done):

@@ -13,10 +13,10 @@ from serve_helpers import picture, write_pictures
 
 from clf import images
 from clf.errors import DataError, GalleryError, ImageError
-from clf_serve import failures as failures_module
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity, Item
-from clf_serve.indexing import IndexReport, Settings, index_images
+from clf_serve.sync import failures as failures_module
+from clf_serve.sync.indexing import IndexReport, Settings, index_images
 
 
 class Bench:

@@ -13,10 +13,10 @@ from serve_helpers import picture, write_pictures
 
 from clf.errors import DataError, MissingExtraError
 from clf_serve.engine import Engine
-from clf_serve.exif import photo_facts
 from clf_serve.gallery import Gallery, Identity, Where
-from clf_serve.indexing import IndexReport, Settings, index_images
-from clf_serve.sidecar import read_sidecar
+from clf_serve.sync.exif import photo_facts
+from clf_serve.sync.indexing import IndexReport, Settings, index_images
+from clf_serve.sync.sidecar import read_sidecar
 
 
 @pytest.fixture

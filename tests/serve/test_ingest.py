@@ -25,9 +25,9 @@ from clf_serve.call import Call
 from clf_serve.deployment import Folders
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity
-from clf_serve.indexing import index_images
 from clf_serve.ingest import Incoming
 from clf_serve.problems import Problem
+from clf_serve.sync.indexing import index_images
 from clf_serve.writing import Writer
 
 PNG = {"Content-Type": "image/png"}

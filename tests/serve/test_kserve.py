@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from serve_helpers import DIM, SIZE, encoded, picture
 
 from clf_serve.engine import Engine
-from clf_serve.kserve import parse_infer
+from clf_serve.http.kserve import parse_infer
 from clf_serve.problems import Problem
 
 tritonclient = pytest.importorskip("tritonclient.http")

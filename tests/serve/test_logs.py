@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ops_helpers import KEY, application, ask
 from serve_helpers import until
 
-from clf_serve.access import Calls, request_id
+from clf_serve.http.access import Calls, request_id
 from clf_serve.logs import Lines, LineWriter, LogFormat, logging_to, rfc3339, speaker
 
 _log = logging.getLogger("clf_serve.somewhere")
@@ -66,7 +66,7 @@ def test_a_request_is_one_json_object() -> None:
     assert event == {
         "level": "info",
         "event": "request",
-        "logger": "clf_serve.access",
+        "logger": "clf_serve.http.access",
         "request_id": reply.headers["X-Request-ID"],
         "method": "POST",
         "route": "/v1/embeddings",
@@ -292,7 +292,7 @@ SERVER = """
 import socket, sys
 import uvicorn
 from ops_helpers import application
-from clf_serve.access import Calls
+from clf_serve.http.access import Calls
 from clf_serve.logs import LogFormat, logging_to, occupy_standard_descriptors
 occupy_standard_descriptors()
 listener = socket.create_server(("127.0.0.1", 0))

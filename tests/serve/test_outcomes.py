@@ -20,11 +20,11 @@ from running import Running, free_port, retrain, running
 from serve_helpers import PROGRAM, SLOW, encoded, picture, until, write_model, write_pictures
 
 from clf.manifest import MODEL_FILE
-from clf_serve.batcher import Batcher
+from clf_serve.batching.batcher import Batcher
 from clf_serve.engine import Engine, Pixels, Vectors
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
 from clf_serve.metrics import Metrics
+from clf_serve.sync.indexing import index_images
 
 PHOTO = encoded(picture(1))
 

@@ -34,7 +34,7 @@ def test_every_curl_example_works(serve: Callable[..., Server], model: Path, gal
 
 
 def test_the_table_of_endpoints_is_complete() -> None:
-    from clf_serve.api import routes
+    from clf_serve.http.api import routes
 
     text = README.read_text(encoding="utf-8")
     service = type("Nothing", (), {"limits": type("L", (), {"timeout": 1.0})})()

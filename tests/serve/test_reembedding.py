@@ -20,9 +20,9 @@ from serve_helpers import PROGRAM, picture, write_model, write_pictures
 from clf.errors import DataError, GalleryError
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity, Item
-from clf_serve.indexing import index_images
 from clf_serve.reembedding import reembed, work_folder
-from clf_serve.thumbnails import thumbnail
+from clf_serve.sync.indexing import index_images
+from clf_serve.sync.thumbnails import thumbnail
 
 SLOW = (
     "import time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"

@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from serve_helpers import DIM
 
+from clf_serve.http.replies import accepted, embeddings_reply, shortened
 from clf_serve.problems import Problem
-from clf_serve.replies import accepted, embeddings_reply, shortened
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(lambda s: arrays(np.float32, s, elements=FLOATS))

@@ -25,11 +25,11 @@ from clf_serve.call import Call
 from clf_serve.deployment import Deployment, Folders
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.indexing import index_images
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
 from clf_serve.server import Options, sources
 from clf_serve.service import Service
+from clf_serve.sync.indexing import index_images
 
 PHOTO = encoded(picture(1))
 

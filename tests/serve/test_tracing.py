@@ -23,7 +23,7 @@ from ops_helpers import application, ask
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clf.errors import MissingExtraError, ServeError
-from clf_serve.access import Calls
+from clf_serve.http.access import Calls
 from clf_serve.tracing import TracedRequests, Tracing, start_tracing, traces_url
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of the specification

@@ -17,7 +17,7 @@ from ui_helpers import HOSTILE, write_gallery
 
 from clf_serve.app import create_app
 from clf_serve.background import percent
-from clf_serve.duplicates import default_threshold
+from clf_serve.duplicates.finding import default_threshold
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, FieldFacts, Gallery, Hit, Identity, Item
 from clf_serve.limits import ServeLimits

@@ -19,12 +19,12 @@ import pytest
 from serve_helpers import PROGRAM, picture, until, write_pictures
 
 from clf.errors import DataError, GalleryError
-from clf_serve import watching
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
-from clf_serve.scanning import File
-from clf_serve.syncing import IndexReport
-from clf_serve.watching import Events, Resting, Stop, follow
+from clf_serve.sync import watching
+from clf_serve.sync.scanning import File
+from clf_serve.sync.syncing import IndexReport
+from clf_serve.sync.watching import Events, Resting, Stop, follow
 
 
 class Watching:
@@ -308,7 +308,7 @@ def test_ctrl_c_stops_a_run_that_can_go_on(model: Path, engine: Engine, tmp_path
 
     assert (process.returncode, out) == (130, "") and "Traceback" not in err
     assert f"stopped: {committed()} added" in err and committed() < 400
-    from clf_serve.indexing import index_images
+    from clf_serve.sync.indexing import index_images
 
     with Gallery.open_or_create(tmp_path / "g", Identity.of(engine.manifest), engine.folder) as gallery:
         before = len(gallery)

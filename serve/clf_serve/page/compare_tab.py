@@ -14,14 +14,14 @@ import gradio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clf_serve.attend import Attended, attended
 from clf_serve.background import Background, percent, words
 from clf_serve.compare import PERSISTENCE, SAMPLE, Common, Comparison, Found, Side, common, compare, same_image
 from clf_serve.deployment import Deployment
 from clf_serve.gallery import Item
+from clf_serve.http.attend import Attended, attended
+from clf_serve.http.replies import JsonReply
 from clf_serve.page.layout import Page
 from clf_serve.problems import Problem
-from clf_serve.replies import JsonReply
 
 COUNTS = (12, 24, 48)
 _ROW = 68  # pixels; the lines between the columns meet the rows' middles

@@ -12,7 +12,7 @@ from clf_serve.background import Background
 from clf_serve.call import Call
 from clf_serve.combine import combine
 from clf_serve.deployment import Deployment
-from clf_serve.duplicates import fold
+from clf_serve.duplicates.finding import fold
 from clf_serve.engine import Vectors
 from clf_serve.gallery import Gallery
 from clf_serve.gallery.store import Hit, Item

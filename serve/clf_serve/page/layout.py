@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import gradio
 from fastapi import FastAPI
 
-from clf_serve.api import thumbnail_url
 from clf_serve.deployment import Deployment
 from clf_serve.gallery.store import Hit, Item
+from clf_serve.http.api import thumbnail_url
 from clf_serve.page.theme import accepted
 from clf_serve.problems import Problem
 from clf_serve.service import Service

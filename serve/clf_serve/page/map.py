@@ -24,11 +24,11 @@ from starlette.responses import Response
 from clf.errors import ClfError
 from clf_serve.deployment import Deployment
 from clf_serve.gallery import Gallery, Hit, Item, Where
+from clf_serve.http.replies import JsonReply
 from clf_serve.page.layout import Page
 from clf_serve.page.state import parse_where
 from clf_serve.problems import Problem
 from clf_serve.projection import Drawing, Projection, Projections, has_umap
-from clf_serve.replies import JsonReply
 
 LIGHT = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499")
 """P. Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021: "muted", told apart with any colour vision."""

@@ -21,22 +21,22 @@ from starlette.responses import HTMLResponse, Response
 
 from clf.errors import ImageError
 from clf.images import decode, resize
-from clf_serve.api import model_json
-from clf_serve.attend import Attended, attended, fetched, off_loop
 from clf_serve.background import Background, percent
 from clf_serve.call import Call
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
+from clf_serve.http.api import model_json
+from clf_serve.http.attend import Attended, attended, fetched, off_loop
+from clf_serve.http.inputs import read_json
+from clf_serve.http.replies import JsonReply
+from clf_serve.http.shapes import image_of
 from clf_serve.index import IndexInfo
-from clf_serve.inputs import read_json
 from clf_serve.page import cards
 from clf_serve.page.finding import find
 from clf_serve.page.form import filter_form
 from clf_serve.page.layout import Page
 from clf_serve.page.state import COUNTS, Crop, parse_crop, parse_search, vector_text
 from clf_serve.problems import Problem
-from clf_serve.replies import JsonReply
-from clf_serve.shapes import image_of
 
 _SAMPLES = 12
 _PREVIEW = 1024  # pixels of the longer side, where the browser cannot show the file itself

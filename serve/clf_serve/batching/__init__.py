@@ -1,0 +1,1 @@
+"""Many impatient callers, one model: what becomes a batch, and when."""

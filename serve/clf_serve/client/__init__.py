@@ -1,0 +1,1 @@
+"""What calls a server from Python, blocking or async."""

@@ -1,0 +1,1 @@
+"""The commands of the server: embed, index, search, serve, duplicates, gallery."""

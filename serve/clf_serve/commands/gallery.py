@@ -1,0 +1,179 @@
+"""``clf gallery``: what can be done to a gallery as a whole. Heavy packages are imported inside."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clf.errors import ConfigError
+from clf_serve.commands import gallery_copies as copies
+from clf_serve.commands.gallery_copies import Folder
+from clf_serve.commands.options import AsJson
+from clf_serve.commands.terminal import bar, console, print_json, readable, size_in_bytes
+
+gallery = typer.Typer(
+    no_args_is_help=True, help="Look into a gallery, check it, back it up, move it, export it, embed it anew."
+)
+
+UNSOUND = 1
+"""Exit status of a check that found something wrong, and of a removal that was declined."""
+
+
+class Kind(StrEnum):
+    auto = "auto"
+    flat = "flat"
+    hnsw = "hnsw"
+    ivf = "ivf"
+
+
+@gallery.command()
+def info(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what a gallery holds, with which model it was made, and what its index is like."""
+    from clf_serve.commands.gallery_info import facts_of, lines_of
+
+    facts = facts_of(folder)
+    if as_json:
+        print_json(facts)
+        return
+    _print_facts(lines_of(facts))
+
+
+@gallery.command()
+def check(
+    folder: Folder,
+    every: Annotated[bool, typer.Option("--all", help="Decode every thumbnail, not 10,000 of them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a gallery from beginning to end, and compare its index with it.
+
+    Exit status: 0 it is sound, 1 something is wrong, 2 a mistake in what was given.
+    """
+    from clf_serve.checking import check as check_gallery
+
+    with bar("checking", counted=False) as shown:
+        findings = check_gallery(folder, all_pictures=every, progress=shown.stage)
+    sound = all(finding.sound for finding in findings)
+    if as_json:
+        rows = [
+            {"part": one.part, "sound": one.sound, "what": one.what, "remedy": one.remedy or None} for one in findings
+        ]
+        print_json({"gallery": str(folder), "sound": sound, "findings": rows})
+    else:
+        terminal = console()
+        for one in findings:
+            terminal.print(f"{one.part:<11} {'ok     ' if one.sound else 'WRONG  '} {one.what}")
+            if one.remedy:
+                terminal.print(f"{'':<20}{one.remedy}")
+    raise typer.Exit(0 if sound else UNSOUND)
+
+
+@gallery.command()
+def optimize(
+    folder: Folder,
+    index: Annotated[
+        Kind | None, typer.Option(help="auto chooses by size and memory. Kept for later.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="The index may take so much, such as 700MiB; 0 for no limit. Kept for later.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(min=0.5, max=1.0, help="Share of the true 10 nearest to reach. Kept for later.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the index of a gallery anew, and give room that deleted images left back to the disk."""
+    from clf_serve.commands.gallery_info import compact, index_facts, index_lines
+    from clf_serve.gallery import Gallery
+
+    budget = None if memory is None else size_in_bytes(memory)
+    with bar("building the index", counted=False) as shown, Gallery(folder, write=True) as opened:
+        opened.optimize(None if index is None else index.value, memory=budget, recall=recall, progress=shown.stage)
+        note, facts = opened.cache_note, index_facts(opened.facts().index, folder)
+        freed = compact(opened)
+    if note:
+        console(stderr=True).print(note)
+    if as_json:
+        print_json({"gallery": str(folder), "index": facts, "freed": freed})
+        return
+    _print_facts([*index_lines(facts), ("freed", readable(freed))])
+
+
+@gallery.command()
+def move(
+    folder: Folder,
+    old: Annotated[Path, typer.Argument(help="The folder where the photos lay.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="The folder where they lie now.", show_default=False)],
+    missing_too: Annotated[
+        bool, typer.Option("--missing-too", help="Even if not one of the files is at its new place.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a gallery that its photos lie in another folder now. The photos are not touched.
+
+    All images below OLD get their path below NEW, or none does. Nothing is embedded again.
+    """
+    from clf_serve.moving import move as move_images
+
+    moved, missing = move_images(folder, old, new, missing_too=missing_too)
+    if as_json:
+        print_json({"gallery": str(folder), "moved": moved, "missing": missing})
+        return
+    console().print(
+        f"{moved} images of {folder} lie below {new} now" + (f"; {missing} files are not there" * bool(missing))
+    )
+
+
+@gallery.command()
+def delete(
+    folder: Folder,
+    where: Annotated[
+        str | None, typer.Option(help='Filter in JSON, such as \'{"label": "cat"}\'.', show_default=False)
+    ] = None,
+    ids: Annotated[list[int] | None, typer.Option("--id", help="Of an image; may be repeated.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images from a gallery. Their files stay, and the next clf index of their folder adds them again."""
+    from clf_serve.gallery import Gallery, Where
+
+    if (where is None) == (not ids):
+        raise ConfigError("say which images: either --where FILTER or --id N")
+    condition = None if where is None else Where.parse_text(where)
+    wanted = sorted(set(ids or []))
+    with Gallery(folder) as opened:  # for reading, so that nobody waits for an answer
+        found = opened.ids(condition).tolist() if condition else [item.id for item in opened.items(wanted)]
+        total = len(opened)
+    if found and not yes and not typer.confirm(f"Remove {len(found)} of {total} images from {folder}?", err=True):
+        raise typer.Exit(UNSOUND)
+    removed = _remove(folder, found) if found else 0
+    if as_json:
+        print_json({"gallery": str(folder), "removed": removed})
+        return
+    console().print(f"{removed} images removed from {folder}")
+
+
+def _remove(folder: Path, ids: list[int]) -> int:
+    from clf_serve.gallery import Gallery
+
+    with Gallery(folder, write=True) as opened:
+        removed = opened.delete(ids)
+        opened.save_index()
+    return removed
+
+
+def _print_facts(lines: list[tuple[str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in lines:
+        table.add_row(Text(name, style="bold"), Text(value))
+    console().print(table)
+
+
+for _command in (copies.backup, copies.restore, copies.export, copies.reembed):
+    gallery.command()(_command)
+gallery.command("import")(copies.import_)
