@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from duplicates_helpers import fill, jpeg, scene
-from test_report import Tags
+from test_result_page import Tags
 
 from clf_serve.duplicates import page as duplicates_report
 from clf_serve.duplicates.finding import find

@@ -287,7 +287,8 @@ def test_ctrl_c_stops_a_run_that_can_go_on(model: Path, engine: Engine, tmp_path
     photos = tmp_path / "photos"
     write_pictures(photos, 400)
     slow = (
-        "import time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"
+        "import signal, time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def slow(self, pixels):\n    time.sleep(0.1)\n    return embed(self, pixels)\nEngine.embed = slow\n"
     )
     words = ["index", str(model), str(photos), "-o", str(tmp_path / "g"), "--batch-size", "4"]
