@@ -140,13 +140,13 @@ class _Run:
 
     def carry_out(self, begin: Callable[[int], None], progress: Callable[[int], None]) -> Reembedded:
         report = self._report
-        todo = self._agree()
+        pending = self._agree()
         report.resumed = len(self._new)
-        begin(len(todo))
-        while todo:  # again for what was added to the old gallery meanwhile
-            for items in _pages(self._old, todo):
+        begin(len(pending))
+        while pending:  # again for what was added to the old gallery meanwhile
+            for items in _pages(self._old, pending):
                 self._embed(items, progress)
-            todo = self._agree()
+            pending = self._agree()
         report.images = len(self._new)
         return report
 

@@ -99,9 +99,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path, files: Iterable[Written]) -> None:
     """Raises DamageError naming the first file that differs, FileNotFoundError for one that is gone."""
-    todo = list(files)
+    listed = list(files)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for file, right in zip(todo, pool.map(lambda file: _is_right(folder, file), todo), strict=True):
+        for file, right in zip(listed, pool.map(lambda file: _is_right(folder, file), listed), strict=True):
             if not right:
                 raise DamageError(file.name)
 
