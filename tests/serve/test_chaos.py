@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -43,12 +44,22 @@ def test_the_corpus_is_what_it_says() -> None:
     assert len(bad()) >= 80 and len(good()) >= 60
 
 
+def fill_pools(base: str) -> None:
+    """Asks for so much at once that the server's pools, whose threads start when they are needed, have all of theirs:
+    a thread that starts after that is one too many."""
+    client = httpx.Client(base_url=base, trust_env=False, timeout=60)
+    with client, ThreadPoolExecutor(32) as us:
+        for _ in range(4):
+            replies = list(us.map(lambda number: client.get(f"/thumbnails/{1 + number % 20}"), range(200)))
+            assert {reply.status_code for reply in replies} == {200}
+
+
 def test_no_load_of_good_and_bad_brings_it_down(
-    serve: Callable[..., Server], model: Path, engine: Engine, tmp_path: Path
+    serve: Callable[..., Server], model: Path, engine: Engine, gallery: Path, tmp_path: Path
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    server = serve(model, *OPTIONS, env={"TMPDIR": str(temporary)})
+    server = serve(model, "--gallery", gallery, *OPTIONS, env={"TMPDIR": str(temporary)})
     with httpx.Client(base_url=server.base, trust_env=False, timeout=60) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
     load = Load(server.base, server.process.pid)
@@ -57,6 +68,7 @@ def test_no_load_of_good_and_bad_brings_it_down(
         pixels = engine.prepare(encoded(sample.looks) if sample.looks else sample.data)
         right = base64.b64encode(engine.embed(pixels[None])[0].tobytes()).decode()
         assert load.solo[sample.name] == right, sample.name
+    fill_pools(server.base)
     load.run(100)  # until all threads have met all decoders
     before = vitals(server.process.pid)
     report = load.run(400)
