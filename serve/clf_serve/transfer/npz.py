@@ -178,4 +178,5 @@ class _Member(NamedTuple):
         return np.frombuffer(data, self.kind).reshape(shape)
 
 
+# zipfile raises NotImplementedError for a compression, or a version of the format, that it does not know
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError)
