@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -20,11 +21,14 @@ from clf.errors import missing_extra
 from clf_serve.http import admin
 from clf_serve.http.access import Calls, LastResort
 from clf_serve.http.api import routes
+from clf_serve.http.attend import readers
 from clf_serve.http.cors import Cors
 from clf_serve.http.docs import docs_page
 from clf_serve.http.guard import Guard, KeyRing
 from clf_serve.http.handlers import add_error_handlers, bug_reply
 from clf_serve.http.openapi import document
+from clf_serve.priority import full_pool
+from clf_serve.runtime import usable_cores
 from clf_serve.service import Service
 from clf_serve.tracing import TracedRequests
 
@@ -58,6 +62,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        aside = full_pool(min(32, usable_cores() + 4), "clf-aside")  # as many as asyncio's own, which start one by one
+        asyncio.get_running_loop().set_default_executor(aside)
+        readers()
         await service.start()
         try:
             yield

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from clf_serve.call import Call
 from clf_serve.limits import ServeLimits
 from clf_serve.metrics import Metrics
-from clf_serve.priority import give_way
+from clf_serve.priority import full_pool, give_way
 from clf_serve.problems import overloaded, too_late
 from clf_serve.runtime import usable_cores
 
@@ -26,7 +25,7 @@ class Lookups:
         self._limits = limits
         self._metrics = metrics
         self._inside = 0
-        self._pool = ThreadPoolExecutor(max(2, usable_cores()), thread_name_prefix="clf-search", initializer=give_way)
+        self._pool = full_pool(max(2, usable_cores()), "clf-search", give_way)
 
     async def __call__(self, work: Callable[[], T], call: Call) -> T:
         """The result of ``work``, which is not begun after the call's deadline.

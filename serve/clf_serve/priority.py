@@ -24,6 +24,16 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(process + NICENESS, 19))
 
 
+def full_pool(size: int, name: str, initializer: Callable[[], None] | None = None) -> ThreadPoolExecutor:
+    """A pool whose threads all run from the start, so that a server has at its first request as many as ever."""
+    pool = ThreadPoolExecutor(size, thread_name_prefix=name, initializer=initializer)
+    here = threading.Barrier(size + 1)
+    for _ in range(size):
+        pool.submit(here.wait)  # a thread that waits is not idle, so each call needs one more
+    here.wait()
+    return pool
+
+
 def apart(function: Callable[[], T]) -> T:
     """The result of ``function``, called in a thread that gives way; threads that it starts do so too."""
     with ThreadPoolExecutor(1, initializer=give_way) as pool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -17,14 +17,13 @@ from clf_serve.call import Call
 from clf_serve.http.inputs import expanded, read_body
 from clf_serve.http.shapes import Source, Url
 from clf_serve.limits import ServeLimits
+from clf_serve.priority import full_pool
 from clf_serve.problems import Problem, overloaded, too_late
 from clf_serve.service import Service
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _LARGE = 2**17  # bytes; reading less of JSON or base64 takes less than a millisecond
-# Reading takes up to four times a body's bytes for a moment, and mostly holds the interpreter: two at once are enough.
-_READERS = ThreadPoolExecutor(2, thread_name_prefix="clf-read")
 _FETCHED_AT_ONCE = 8
 
 
@@ -79,11 +78,17 @@ async def attended(
         return await _while_there(request, _expanded(request, body, call, take, limits, work), call, limits.timeout)
 
 
+@cache
+def readers() -> ThreadPoolExecutor:
+    """Reading takes up to four times a body's bytes for a moment, and mostly holds the interpreter: two are enough."""
+    return full_pool(2, "clf-read")
+
+
 async def off_loop(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """``function`` here, or in a thread when it has so many bytes to read that others would be kept waiting."""
     if size < _LARGE:
         return function(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_READERS, partial(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(readers(), partial(function, *args, **kwargs))
 
 
 async def fetched(sources: Sequence[Source], limits: ServeLimits, job: Attended) -> list[bytes]:
