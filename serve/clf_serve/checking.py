@@ -23,6 +23,8 @@ from clf_serve.gallery.faults import has_database
 from clf_serve.gallery.vectors import is_unit
 from clf_serve.index import VectorIndex
 from clf_serve.index.vector_index import Stamp
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import AnyGallery
 from clf_serve.transfer.snapshot import ROWS
 
 PICTURES = 10_000
@@ -40,7 +42,7 @@ class Finding:
     """What one part of a gallery is like."""
 
     part: str
-    """database, vectors, thumbnails, index or model."""
+    """database, vectors, thumbnails, index or model; of a store rows and search for the first and the fourth."""
     sound: bool
     what: str
     """In a sentence."""
@@ -49,7 +51,7 @@ class Finding:
 
 
 def check(
-    folder: Path, *, all_pictures: bool = False, progress: Callable[[str, float], None] = lambda part, done: None
+    gallery: AnyPlace, *, all_pictures: bool = False, progress: Callable[[str, float], None] = lambda part, done: None
 ) -> list[Finding]:
     """Reads a gallery from beginning to end; others may read and write it meanwhile.
 
@@ -60,6 +62,15 @@ def check(
     Raises:
         GalleryError: there is no gallery.
     """
+    place = Place.of(gallery)
+    if place.folder is None:
+        from clf_serve.checking_stores import check_store
+
+        return check_store(place, all_pictures=all_pictures, progress=progress)
+    return _check_folder(place.folder, all_pictures, progress)
+
+
+def _check_folder(folder: Path, all_pictures: bool, progress: Callable[[str, float], None]) -> list[Finding]:
     if not has_database(folder):
         raise GalleryError(f"{folder} is not a gallery; name the folder that clf index made")
     again = f"restore a backup: clf gallery restore FILE -o {folder} --replace; or index the images into a new folder"
@@ -73,7 +84,7 @@ def check(
         with Gallery(folder) as gallery:
             if findings[0].sound and findings[1].sound:  # else there is nothing to compare the index with
                 findings.append(_index(gallery, progress))
-            findings.append(_model(gallery))
+            findings.append(model_of(gallery))
     except GalleryError as error:
         return [Finding("database", False, str(error), again)]
     return findings
@@ -86,10 +97,10 @@ def _database(connection: Connection, again: str) -> Finding:
     for table, other in (("images", "vectors"), ("vectors", "images"), ("thumbnails", "images")):
         alone = [row[0] for row in connection.execute(f"SELECT id FROM {table} EXCEPT SELECT id FROM {other}")]
         if alone:
-            return Finding("database", False, f"{_count(alone)} in {table} and not in {other}", again)
+            return Finding("database", False, f"{count(alone)} in {table} and not in {other}", again)
     wrong = [row[0] for row in connection.execute("SELECT id FROM images WHERE NOT json_valid(metadata)")]
     if wrong:
-        return Finding("database", False, f"the metadata of {_count(wrong)} cannot be read", again)
+        return Finding("database", False, f"the metadata of {count(wrong)} cannot be read", again)
     images = connection.execute("SELECT count(*) FROM images").fetchone()[0]
     return Finding("database", True, f"{images} images; SQLite's integrity check holds")
 
@@ -107,29 +118,35 @@ def _vectors(connection: Connection, dim: int, folder: Path, progress: Callable[
         done += len(part)
         progress("vectors", done / total)
     if wrong:
-        what = f"{_count(wrong)} with a vector that is not {dim} numbers of unit length"
+        what = f"{count(wrong)} with a vector that is not {dim} numbers of unit length"
         return Finding("vectors", False, what, _delete_and_index(folder, wrong))
     return Finding("vectors", True, f"{done} of {dim} numbers, each of unit length")
 
 
 def _pictures(connection: Connection, folder: Path, every: bool, progress: Callable[[str, float], None]) -> Finding:
     ids = [row[0] for row in connection.execute("SELECT id FROM thumbnails WHERE length(data) ORDER BY id")]
-    some = ids if every or len(ids) <= PICTURES else [ids[i * len(ids) // PICTURES] for i in range(PICTURES)]
+    some = pictured(ids, every)
     wrong = []
     for done, id_ in enumerate(some, 1):
-        if not _decodes(connection.execute("SELECT data FROM thumbnails WHERE id = ?", (id_,)).fetchone()[0]):
+        if not decodes(connection.execute("SELECT data FROM thumbnails WHERE id = ?", (id_,)).fetchone()[0]):
             wrong.append(id_)
         if done % 100 == 0 or done == len(some):
             progress("thumbnails", done / len(some))
     if wrong:
         return Finding(
-            "thumbnails", False, f"{_count(wrong)} whose picture is damaged", _delete_and_index(folder, wrong)
+            "thumbnails", False, f"{count(wrong)} whose picture is damaged", _delete_and_index(folder, wrong)
         )
     looked = "all decoded" if len(some) == len(ids) else f"{len(some)} decoded, evenly spread; --all decodes each"
     return Finding("thumbnails", True, f"{len(ids)} ({looked})")
 
 
-def _decodes(jpeg: Any) -> bool:
+def pictured(ids: list[int], every: bool) -> list[int]:
+    """The images whose thumbnails are decoded: all, or :data:`PICTURES` of them evenly spread."""
+    return ids if every or len(ids) <= PICTURES else [ids[i * len(ids) // PICTURES] for i in range(PICTURES)]
+
+
+def decodes(jpeg: Any) -> bool:
+    """Whether a thumbnail is a picture."""
     try:
         with Image.open(io.BytesIO(jpeg)) as picture:
             picture.load()
@@ -143,7 +160,7 @@ def _index(gallery: Gallery, progress: Callable[[str, float], None]) -> Finding:
     progress("index", 0)
     state, wrong = _saved(gallery)
     if not wrong:
-        found, wrong = _searched(gallery, progress)
+        found, wrong = searched(gallery, progress)
         state = f"{state}; {found}"
     remedy = f"build it anew: clf gallery optimize {gallery.folder}"
     return Finding("index", False, wrong, remedy) if wrong else Finding("index", True, state)
@@ -171,11 +188,11 @@ def _saved(gallery: Gallery) -> tuple[str, str]:
     strange = np.setdiff1d(held, ids)
     for some, what in ((lost, "not in it"), (twice, "in it twice"), (strange, "in it and not in the database")):
         if len(some):
-            return "", f"{_count(some.tolist())} {what}"
+            return "", f"{count(some.tolist())} {what}"
     return "holds each image once", ""
 
 
-def _searched(gallery: Gallery, progress: Callable[[str, float], None]) -> tuple[str, str]:
+def searched(gallery: AnyGallery, progress: Callable[[str, float], None]) -> tuple[str, str]:
     """What searches for some vectors of the gallery find, and what is wrong with that."""
     gallery.load_index()
     if gallery.cache_note:
@@ -194,7 +211,7 @@ def _searched(gallery: Gallery, progress: Callable[[str, float], None]) -> tuple
         wanted += len(exact)
         progress("index", done / len(sample))
     if len(lost) * _LOST > len(sample):
-        return "", f"{_count(lost)} not found by their own vectors"
+        return "", f"{count(lost)} not found by their own vectors"
     return f"recall@{_NEIGHBOURS} {found / wanted:.4f} of {len(sample)} searches" if wanted else "empty", ""
 
 
@@ -208,7 +225,8 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) < 1e-4
 
 
-def _model(gallery: Gallery) -> Finding:
+def model_of(gallery: AnyGallery) -> Finding:
+    """Whether the model that a gallery was made with is still there."""
     folder = gallery.model_path
     remedy = "name the folder where it lies now with --model, or export it again; searches by image need it"
     try:
@@ -216,12 +234,13 @@ def _model(gallery: Gallery) -> Finding:
     except ModelError as error:
         return Finding("model", False, str(error), remedy)
     if Identity.of(manifest).sha256 != gallery.model.sha256:
-        embed = f"clf gallery reembed {gallery.folder} {folder} -o NEW"
+        embed = f"clf gallery reembed {gallery.place} {folder} -o NEW"
         return Finding("model", False, f"{folder} holds another model than {gallery.model}", f"{remedy}; or {embed}")
     return Finding("model", True, f"{gallery.model} in {folder}")
 
 
-def _count(ids: Sequence[int]) -> str:
+def count(ids: Sequence[int]) -> str:
+    """How many images, and some of their ids."""
     some = ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
     return f"{len(ids)} image{'s' if len(ids) > 1 else ''} (id {some})"
 

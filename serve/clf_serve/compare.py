@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clf_serve.gallery import Gallery, Hit, Item, Where
+from clf_serve.gallery import Hit, Item, Where
+from clf_serve.stores import AnyGallery
 
 PERSISTENCE = 0.9
 """p of rank-biased overlap: after each rank, a reader goes on to the next with this probability. The first ten ranks
@@ -144,7 +145,7 @@ class Comparison:
 class Side(NamedTuple):
     """A gallery and what it is asked."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     vector: NDArray[np.float32]
     """(D,), unit length, of its own encoder."""
     but: Collection[int] = ()
@@ -167,7 +168,7 @@ def compare(first: Side, second: Side, k: int, depth: int = 500) -> Comparison:
     )
 
 
-def same_image(item: Item, gallery: Gallery) -> Item | None:
+def same_image(item: Item, gallery: AnyGallery) -> Item | None:
     """The same image in another gallery: of the same key, or else of the same bytes."""
     if (found := gallery.find(item.key)) is not None or not item.sha256:
         return found
@@ -183,7 +184,7 @@ class Common(NamedTuple):
     """False when it is the share of a sample of a thousand."""
 
 
-def common(first: Gallery, second: Gallery) -> Common:
+def common(first: AnyGallery, second: AnyGallery) -> Common:
     """Of two galleries that are not both empty; 0 where one is."""
     small, large = sorted((first, second), key=len)
     items = small.sample(SAMPLE)
@@ -192,7 +193,7 @@ def common(first: Gallery, second: Gallery) -> Common:
     return Common(sum(_present(items, large)) / len(items), len(small) <= SAMPLE)
 
 
-def _items(gallery: Gallery, hits: Sequence[Hit]) -> list[Item | None]:
+def _items(gallery: AnyGallery, hits: Sequence[Hit]) -> list[Item | None]:
     """In order of the hits; None for an image that was deleted meanwhile."""
     items = {item.id: item for item in gallery.items([hit.id for hit in hits])}
     return [items.get(hit.id) for hit in hits]
@@ -215,7 +216,9 @@ def _partners(ours: Sequence[Item | None], theirs: Sequence[Item | None]) -> dic
     return partner
 
 
-def _found(hits: Sequence[Hit], items: Sequence[Item | None], partner: dict[int, int], other: Gallery) -> list[Found]:
+def _found(
+    hits: Sequence[Hit], items: Sequence[Item | None], partner: dict[int, int], other: AnyGallery
+) -> list[Found]:
     alone = [i for i in range(len(hits)) if i not in partner]
     known = [item for i in alone if (item := items[i]) is not None]
     present = {item.id for item, there in zip(known, _present(known, other), strict=True) if there}
@@ -225,7 +228,7 @@ def _found(hits: Sequence[Hit], items: Sequence[Item | None], partner: dict[int,
     ]
 
 
-def _present(items: Sequence[Item], gallery: Gallery) -> list[bool]:
+def _present(items: Sequence[Item], gallery: AnyGallery) -> list[bool]:
     """Whether the gallery has each of some other gallery's images."""
     by_key = [gallery.find(item.key) is not None for item in items]
     rest = sorted({item.sha256 for item, there in zip(items, by_key, strict=True) if not there and item.sha256})

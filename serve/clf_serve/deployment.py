@@ -16,7 +16,7 @@ from clf_serve.backends.base import DeviceMemoryError
 from clf_serve.batching.batcher import Batcher
 from clf_serve.call import Call
 from clf_serve.engine import Decoding, Engine, Pixels, VariantName, Vectors
-from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery import Identity
 from clf_serve.gallery.store import Hit
 from clf_serve.limits import ServeLimits
 from clf_serve.lookups import Lookups
@@ -24,6 +24,7 @@ from clf_serve.metrics import Metrics
 from clf_serve.priority import apart
 from clf_serve.problems import Problem, too_late
 from clf_serve.runtime import Provider, usable_cores
+from clf_serve.stores import AnyGallery, AnyPlace, open_gallery
 from clf_serve.worker import Worker
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Opened:
     """A model, and the gallery of its vectors."""
 
     engine: Engine
-    gallery: Gallery | None = None
+    gallery: AnyGallery | None = None
     owned: bool = False
     """Whether the engine is closed with the deployment."""
 
@@ -62,10 +63,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Folders:
-    """A model folder made by ``clf export``, and a gallery folder made by ``clf index``."""
+    """A model folder made by ``clf export``, and a gallery made by ``clf index``."""
 
     model: Path
-    gallery: Path | None = None
+    gallery: AnyPlace | None = None
     provider: Provider = "auto"
     threads: int | None = None
     variant: VariantName = "fp32"
@@ -76,7 +77,7 @@ class Folders:
         """Raises ModelError, GalleryError: they cannot be used, or not together."""
         engine = apart(self._engine)
         try:
-            gallery = Gallery(self.gallery, Identity.of(engine.manifest)) if self.gallery else None
+            gallery = open_gallery(self.gallery, Identity.of(engine.manifest)) if self.gallery else None
         except BaseException:
             engine.close()
             raise
@@ -155,7 +156,7 @@ class Deployment:
     async def stop(self) -> None:
         """Tells whoever still waits, and closes what belongs to it."""
         await self.batcher.stop()
-        self._opened.close()
+        await asyncio.to_thread(self._opened.close)  # which waits for calls that have begun
         if self._warming is not None and not await self._warming.close(_LEFT):
             _log.error("the warm-up of the model did not come back; its thread is left behind")
 
@@ -256,7 +257,7 @@ class Deployment:
             raise Problem(404, "unknown_id", f"the gallery has no image {id_}", param="id")
         return vector
 
-    def require_gallery(self) -> Gallery:
+    def require_gallery(self) -> AnyGallery:
         """Raises Problem 404 when there is none."""
         if self.gallery is None:
             text = f"the model {self.name!r} has no gallery here; start the server with --gallery GALLERY"

@@ -14,13 +14,14 @@ from clf import images
 from clf_serve.call import Call
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Pixels, Vectors
-from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery import Identity
 from clf_serve.gallery.filters import Where
 from clf_serve.gallery.metadata import EntryError
 from clf_serve.gallery.store import Entry, Item
 from clf_serve.limits import ServeLimits
 from clf_serve.metrics import Metrics
 from clf_serve.problems import Problem
+from clf_serve.stores import AnyGallery
 from clf_serve.sync.thumbnails import thumbnail
 from clf_serve.writing import Writer, Written
 
@@ -106,7 +107,7 @@ class Ingest:
             Problem: 409 it is another number; nothing was removed.
         """
 
-        def work(gallery: Gallery) -> int:
+        def work(gallery: AnyGallery) -> int:
             ids = gallery.ids(where).tolist()
             if len(ids) != confirm:
                 text = f"{len(ids)} images match and {confirm} were expected; nothing was deleted"
@@ -124,7 +125,7 @@ class Ingest:
             Problem: 404 there is no such image; 400 its metadata would grow too large.
         """
 
-        def work(gallery: Gallery) -> Item:
+        def work(gallery: AnyGallery) -> Item:
             try:
                 gallery.set_metadata({id_: patch})
             except EntryError as error:
@@ -178,7 +179,7 @@ class Ingest:
         width, height = picture.size
         return pixels, _Look(width, height, thumbnail(picture), hashlib.sha256(blob).hexdigest())
 
-    async def _change(self, work: Callable[[Gallery], T], call: Call) -> T:
+    async def _change(self, work: Callable[[AnyGallery], T], call: Call) -> T:
         start = time.monotonic()
         try:
             return await self._writer.change(work, self._identity)

@@ -17,6 +17,8 @@ from clf_serve.gallery.faults import has_database
 from clf_serve.gallery.lock import WriteLock
 from clf_serve.gallery.schema import APPLICATION, FORMAT
 from clf_serve.gallery.store import Item, Moved
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import AnyGallery, open_gallery
 from clf_serve.transfer.export import refuse_existing
 from clf_serve.transfer.whole import is_there, remove, whole
 
@@ -120,7 +122,7 @@ def verify(file: Path) -> int:
     return images
 
 
-def move(folder: Path, old: Path, new: Path, *, missing_too: bool = False) -> tuple[int, int]:
+def move(gallery_: AnyPlace, old: Path, new: Path, *, missing_too: bool = False) -> tuple[int, int]:
     """Tells a gallery that its photos below ``old`` lie below ``new`` now: all of them, or an error and none.
 
     Keys and URIs change; ids, vectors, thumbnails and metadata stay, and no photo is touched or read.
@@ -135,10 +137,11 @@ def move(folder: Path, old: Path, new: Path, *, missing_too: bool = False) -> tu
         GalleryError: nothing lies below ``old``, something does at a new place already, none of the files is there, or
             the gallery cannot be written.
     """
-    with Gallery(folder, write=True) as gallery:
+    place = Place.of(gallery_)
+    with open_gallery(place, write=True) as gallery:
         moves = [moved for item in _all(gallery) if (moved := _moved(item, old, new))]
         if not moves:
-            raise GalleryError(f"no image of {folder} lies below {old}; {_where_they_lie(gallery)}")
+            raise GalleryError(f"no image of {place} lies below {old}; {_where_they_lie(gallery)}")
         missing = sum(not is_there(Path(moved.key)) for moved in moves)
         if missing == len(moves) and not missing_too:
             raise GalleryError(
@@ -149,11 +152,11 @@ def move(folder: Path, old: Path, new: Path, *, missing_too: bool = False) -> tu
         for moved in moves:
             there = gallery.find(moved.key)
             if there is not None and there.id not in ids:
-                raise GalleryError(f"{moved.key} is in {folder} already (image {there.id}); delete that entry first")
+                raise GalleryError(f"{moved.key} is in {place} already (image {there.id}); delete that entry first")
         return gallery.relocate(moves), missing
 
 
-def _all(gallery: Gallery) -> Iterator[Item]:
+def _all(gallery: AnyGallery) -> Iterator[Item]:
     after = 0
     while page := gallery.page(after=after, limit=10_000):
         yield from page
@@ -171,7 +174,7 @@ def _moved(item: Item, old: Path, new: Path) -> Moved | None:
     return None
 
 
-def _where_they_lie(gallery: Gallery) -> str:
+def _where_they_lie(gallery: AnyGallery) -> str:
     some = gallery.sample(1)
     return f"one of them is {some[0].key}" if some else "it is empty"
 

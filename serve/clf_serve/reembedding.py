@@ -20,6 +20,8 @@ from clf.errors import DataError, GalleryError, ImageError
 from clf.manifest import sha256_file
 from clf_serve.engine import Engine, Pixels, Skipped, Vectors
 from clf_serve.gallery import Entry, Gallery, Identity, Item
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import AnyGallery, open_gallery
 from clf_serve.sync.thumbnails import thumbnail
 from clf_serve.transfer.export import refuse_existing
 from clf_serve.transfer.whole import is_there, remove, sync
@@ -47,7 +49,7 @@ class Reembedded:
 
 
 def reembed(
-    folder: Path,
+    gallery: AnyPlace,
     engine: Engine,
     output: Path,
     *,
@@ -72,28 +74,29 @@ def reembed(
             or the gallery is of this model already.
         DataError: not one image can be read; ``output`` is not made.
     """
+    place = Place.of(gallery)
     refuse_existing(output)
     model, work = Identity.of(engine.manifest), work_folder(output)
-    with Gallery(folder) as old:
+    with open_gallery(place) as old:
         if old.model.sha256 == model.sha256:
-            raise GalleryError(f"{folder} is of model {model} already; to copy it: clf gallery backup, then restore")
+            raise GalleryError(f"{place} is of model {model} already; to copy it: clf gallery backup, then restore")
         _begin(work, old, model)
         with Gallery.open_or_create(work / _DRAFT, model, engine.folder) as new:
             report = _Run(old, new, engine, from_thumbnails, batch_size).carry_out(begin, progress)
             new.save_index(progress=building)
     if not report.images and report.skipped:
         remove(work)
-        raise _unreadable(report.skipped, folder)
+        raise _unreadable(report.skipped, place)
     (work / _DRAFT).rename(output)
     sync(output.parent)
     remove(work)
     return report
 
 
-def _unreadable(skipped: list[Skipped], folder: Path) -> DataError:
+def _unreadable(skipped: list[Skipped], place: Place) -> DataError:
     return DataError(
         f"none of the {len(skipped)} images can be read: {skipped[0].reason}. If the photos lie elsewhere now, run "
-        f"clf gallery move {folder} OLD NEW; --from-thumbnails embeds the stored pictures"
+        f"clf gallery move {place} OLD NEW; --from-thumbnails embeds the stored pictures"
     )
 
 
@@ -102,9 +105,10 @@ def work_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.reembedding")
 
 
-def _begin(work: Path, old: Gallery, model: Identity) -> None:
+def _begin(work: Path, old: AnyGallery, model: Identity) -> None:
     """Makes the folder of the work, or checks that the one that is there belongs to this work."""
-    wanted = {"gallery": str(old.folder.resolve()), "of": old.model.sha256, "model": model.sha256}
+    place = old.place.identity if old.place.folder is not None else str(old.place)  # without its password
+    wanted = {"gallery": place, "of": old.model.sha256, "model": model.sha256}
     note = work / _NOTE
     try:
         if not note.exists():
@@ -131,7 +135,9 @@ class _Loaded(NamedTuple):
 
 
 class _Run:
-    def __init__(self, old: Gallery, new: Gallery, engine: Engine, from_thumbnails: bool, batch_size: int) -> None:
+    def __init__(
+        self, old: AnyGallery, new: AnyGallery, engine: Engine, from_thumbnails: bool, batch_size: int
+    ) -> None:
         self._old, self._new, self._engine = old, new, engine
         self._from_thumbnails = from_thumbnails
         self._batch_size = batch_size
@@ -207,7 +213,7 @@ class _Run:
         return images.resize(picture, self._engine.image_size)
 
 
-def _pages(gallery: Gallery, wanted: set[int]) -> Iterator[list[Item]]:
+def _pages(gallery: AnyGallery, wanted: set[int]) -> Iterator[list[Item]]:
     after = 0
     while page := gallery.page(after=after, limit=_PAGE):
         after = page[-1].id

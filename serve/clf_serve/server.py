@@ -22,14 +22,15 @@ from clf.errors import GalleryError, ServeError, missing_extra
 from clf.manifest import read_manifest
 from clf_serve.deployment import Deployment, Folders
 from clf_serve.engine import Decoding, VariantName
-from clf_serve.gallery import Gallery
 from clf_serve.http.cors import read_origins
 from clf_serve.keys import read_keys, split_keys
 from clf_serve.limits import ServeLimits
 from clf_serve.log_format import LogFormat
 from clf_serve.logs import logging_to, occupy_standard_descriptors, speaker
+from clf_serve.place import AnyPlace, Place
 from clf_serve.runtime import Provider
 from clf_serve.service import Service
+from clf_serve.stores import open_gallery
 from clf_serve.sync.indexing import list_images
 from clf_serve.tls import read_tls
 
@@ -69,7 +70,7 @@ class Options:
     otlp: str | None = None
 
 
-def run(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> None:
+def run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options) -> None:
     """Serves until SIGTERM or Ctrl-C, then answers what has begun and returns. SIGHUP reloads models and galleries.
 
     Args:
@@ -85,7 +86,7 @@ def run(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> 
         _run(models, galleries, options)
 
 
-def _run(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> None:
+def _run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options) -> None:
     try:
         import uvicorn  # noqa: F401
 
@@ -200,21 +201,22 @@ def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl
     return server.started
 
 
-def sources(models: Sequence[Path], galleries: Sequence[Path], options: Options) -> list[Folders]:
+def sources(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options) -> list[Folders]:
     """The models, each with the gallery that was made with it.
 
     Raises:
         ModelError, GalleryError: one cannot be read, or a gallery belongs to none of the models.
         ServeError: a model has two galleries, or a folder is named twice.
     """
-    for kind, named in (("model", models), ("gallery", galleries)):
-        if twice := [path for path, n in Counter(path.resolve() for path in named).items() if n > 1]:
-            raise ServeError(f"the {kind} {twice[0]} is given twice; name it once")
+    places = [Place.of(gallery) for gallery in galleries]
+    for kind, named in (("model", [Place(model) for model in models]), ("gallery", places)):
+        if twice := [place for place, n in Counter(place.identity for place in named).items() if n > 1]:
+            raise ServeError(f"the {kind} {Place.of(twice[0])} is given twice; name it once")
 
-    def folders(model: Path, gallery: Path | None) -> Folders:
+    def folders(model: Path, gallery: Place | None) -> Folders:
         return Folders(
             model,
-            gallery,
+            gallery and (gallery.folder or gallery),
             options.provider,
             options.threads,
             options.variant,
@@ -222,12 +224,12 @@ def sources(models: Sequence[Path], galleries: Sequence[Path], options: Options)
             options.samples,
         )
 
-    if len(models) == 1 and len(galleries) < 2:  # what does not fit is said when they are opened
-        return [folders(models[0], galleries[0] if galleries else None)]
+    if len(models) == 1 and len(places) < 2:  # what does not fit is said when they are opened
+        return [folders(models[0], places[0] if places else None)]
     digests = {model: read_manifest(model).sha256 for model in models}
-    owned: dict[Path, Path] = {}
-    for gallery in galleries:
-        with Gallery(gallery) as opened:
+    owned: dict[Path, Place] = {}
+    for gallery in places:
+        with open_gallery(gallery) as opened:
             made_with = opened.model
         owner = next((model for model in models if digests[model] == made_with.sha256), None)
         if owner is None:

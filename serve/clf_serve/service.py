@@ -7,21 +7,19 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from clf.errors import ClfError, ServeError, did_you_mean
 from clf_serve.deployment import Deployment, Opened, Source, warm_up_or_log
-from clf_serve.gallery import Gallery
 from clf_serve.gallery_memory import Memory
 from clf_serve.ingest import Ingest
 from clf_serve.limits import Budget, ServeLimits
 from clf_serve.lookups import Lookups
 from clf_serve.metrics import Metrics
-from clf_serve.priority import give_way
+from clf_serve.priority import full_pool, give_way
 from clf_serve.problems import Problem, draining
 from clf_serve.runtime import usable_cores
+from clf_serve.stores import AnyGallery
 from clf_serve.worker import Worker
 from clf_serve.writing import Writer
 
@@ -49,10 +47,11 @@ class Service:
         self.draining = asyncio.Event()
         """Set once the server is asked to end."""
         opened = _open_all(sources)
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="clf-decode", initializer=give_way)
+        self._decoders = full_pool(usable_cores(), "clf-decode", give_way)
         self._lookups = Lookups(self.limits, self.metrics)
         self.models = {name: self._deployed(each) for name, each in opened.items()}
-        self._writers: dict[Path, Writer] = {}
+        self._writers: dict[str, Writer] = {}
+        """By the identity of the gallery's place."""
         self._names = public_names({name: each.gallery for name, each in opened.items() if each.gallery is not None})
         self._sources = dict(zip(opened, sources, strict=True))
         self._warm_up: asyncio.Task[None] | None = None
@@ -98,8 +97,8 @@ class Service:
         """
         gallery = deployment.require_gallery()
         self.check_writable()
-        folder = gallery.folder.resolve()
-        writer = self._writers.setdefault(folder, Writer(folder))
+        place = gallery.place
+        writer = self._writers.setdefault(place.identity, Writer(place))
         return Ingest(self._names[deployment.name], deployment, writer, self.limits, self.metrics)
 
     @property
@@ -310,7 +309,7 @@ class Service:
         return None
 
 
-def public_names(galleries: Mapping[str, Gallery]) -> dict[str, str]:
+def public_names(galleries: Mapping[str, AnyGallery]) -> dict[str, str]:
     """What each gallery is called in URLs, by its model: the name of its folder, made unique by that of the model."""
     folders = {model: readable(gallery.name) or "gallery" for model, gallery in galleries.items()}
     counts = Counter(folders.values())

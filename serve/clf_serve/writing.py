@@ -15,14 +15,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from clf.errors import GalleryError
-from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery import Identity
 from clf_serve.gallery.metadata import EntryError
 from clf_serve.gallery.store import Entry
+from clf_serve.place import AnyPlace, Place
 from clf_serve.problems import Problem, draining
+from clf_serve.stores import AnyGallery, ConflictError, open_gallery
 from clf_serve.worker import Worker
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class _Job:
     identity: Identity
     done: asyncio.Future[Any]
     entries: Sequence[Entry] = ()
-    work: Callable[[Gallery], Any] | None = None
+    work: Callable[[AnyGallery], Any] | None = None
     outcome: Any = None
     error: Exception | None = field(default=None, repr=False)
 
@@ -62,14 +63,14 @@ class _Job:
 
 
 class Writer:
-    """Of one gallery's folder. Belongs to one event loop; outlives reloads of the model."""
+    """Of the gallery at one place. Belongs to one event loop; outlives reloads of the model."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: AnyPlace) -> None:
+        self.place = Place.of(place)
         self._waiting: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._gallery: Gallery | None = None
+        self._gallery: AnyGallery | None = None
         self._unsaved = False
         self._reopen = False
         self._closing = False
@@ -84,7 +85,7 @@ class Writer:
         found: list[Written] = await self._do(_Job(identity, self._promise(), entries))
         return found
 
-    async def change(self, work: Callable[[Gallery], T], identity: Identity) -> T:
+    async def change(self, work: Callable[[AnyGallery], T], identity: Identity) -> T:
         """The result of ``work`` with the gallery open for writing. Raises as :meth:`upsert`."""
         result: T = await self._do(_Job(identity, self._promise(), work=work))
         return result
@@ -183,13 +184,13 @@ class Writer:
                 for job in batch:
                     self._run([job])
                 return
-            problem = _as_problem(error, self.folder)
+            problem = _as_problem(error, self.place)
             for job in batch:
                 job.error = problem
 
-    def _opened(self, identity: Identity) -> Gallery:
+    def _opened(self, identity: Identity) -> AnyGallery:
         if self._gallery is None:
-            self._gallery = Gallery(self.folder, identity, write=True)
+            self._gallery = open_gallery(self.place, identity, write=True)
         try:
             self._gallery.require(identity)
         except GalleryError as error:
@@ -222,9 +223,9 @@ class Writer:
         await aside.close(0)
         if not saving.done():
             saving.cancel()
-            _log.warning("the index of %s was not saved in time; it is made again when it is needed", self.folder)
+            _log.warning("the index of %s was not saved in time; it is made again when it is needed", self.place)
         elif note := saving.exception() or gallery.cache_note:
-            _log.warning("the index of %s: %s", self.folder, note)
+            _log.warning("the index of %s: %s", self.place, note)
 
     async def _woken(self, seconds: float) -> bool:
         """Whether something happened within so many seconds."""
@@ -236,7 +237,7 @@ class Writer:
         return woken
 
 
-def _upsert(gallery: Gallery, batch: Sequence[_Job]) -> None:
+def _upsert(gallery: AnyGallery, batch: Sequence[_Job]) -> None:
     entries = [entry for job in batch for entry in job.entries]
     known = {entry.key for entry in entries if gallery.find(entry.key) is not None}
     ids = iter(gallery.upsert(entries))
@@ -247,7 +248,7 @@ def _upsert(gallery: Gallery, batch: Sequence[_Job]) -> None:
             known.add(entry.key)
 
 
-def _as_problem(error: Exception, folder: Path) -> Exception:
+def _as_problem(error: Exception, place: Place) -> Exception:
     """What a caller can do about it; other errors as they are."""
     if isinstance(error, EntryError):
         return Problem(400, "invalid_entry", str(error), param="images")
@@ -256,7 +257,7 @@ def _as_problem(error: Exception, folder: Path) -> Exception:
     cause = error.__cause__
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF if isinstance(cause, sqlite3.Error) else 0
     number = cause.errno if isinstance(cause, OSError) else 0
-    if code in (_BUSY, _LOCKED):
+    if code in (_BUSY, _LOCKED) or isinstance(cause, ConflictError):
         text = "another process is writing to this gallery; try again in 5 s"
         return Problem(409, "gallery_busy", text, retry_after=5)
     if code == _FULL or number in (errno.ENOSPC, errno.EDQUOT):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clf_serve.gallery import Entry, Gallery, Hit, Identity, Item, Moved, Where
 from clf_serve.index import plan
+from clf_serve.stores import AnyGallery
 
 Vectors = NDArray[np.float32]
 
@@ -182,8 +183,8 @@ class GalleryMachine(RuleBasedStateMachine):
     def begin(self, seed: int, many: bool) -> None:
         self.random = np.random.default_rng(seed)
         self.path = self.folder / "g"
-        self.writer = Gallery.open_or_create(self.path, self.model, self.folder)
-        self.reader = Gallery(self.path)
+        self.writer = self.make()
+        self.reader = self.open()
         for _ in range(self.KEYS // self.BATCH if many else 0):
             self.upsert([int(number) for number in self.random.integers(0, 10**9, self.BATCH)], {})
 
@@ -193,6 +194,12 @@ class GalleryMachine(RuleBasedStateMachine):
             self.writer.close()
             self.reader.close()
         shutil.rmtree(self.folder)
+
+    def make(self) -> AnyGallery:
+        return Gallery.open_or_create(self.path, self.model, self.folder)
+
+    def open(self, *, write: bool = False) -> AnyGallery:
+        return Gallery(self.path, self.model if write else None, write=write)
 
     def _keys(self) -> dict[str, int]:
         return {item.key: id_ for id_, item in self.items.items()}
@@ -306,8 +313,8 @@ class GalleryMachine(RuleBasedStateMachine):
         self.reader.close()
         if again:
             self.writer.close()
-            self.writer = Gallery(self.path, self.model, write=True)
-        self.reader = Gallery(self.path)
+            self.writer = self.open(write=True)
+        self.reader = self.open()
 
     @rule()
     def an_older_clf_wrote_it(self) -> None:

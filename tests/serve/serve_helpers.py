@@ -23,10 +23,10 @@ from clf.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, Parity, sha256_fil
 from clf_serve.app import create_app
 from clf_serve.deployment import Folders, Opened
 from clf_serve.engine import Engine
-from clf_serve.gallery import Gallery
 from clf_serve.limits import ServeLimits
 from clf_serve.server import listen
 from clf_serve.service import Service
+from clf_serve.stores import AnyGallery
 
 SIZE = 32
 DIM = 12  # 2 x 2 cells x RGB
@@ -127,7 +127,7 @@ SLOW = (
 """A server whose model takes a second for each batch."""
 
 
-def service_of(engine: Engine, gallery: Gallery | None = None, limits: ServeLimits | None = None) -> Service:
+def service_of(engine: Engine, gallery: AnyGallery | None = None, limits: ServeLimits | None = None) -> Service:
     """A service of one model that stays open."""
     return Service([Opened(engine, gallery)], limits)
 

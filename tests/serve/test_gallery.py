@@ -11,7 +11,7 @@ import pytest
 from gallery_helpers import DIM, MODEL, entries, unit
 from numpy.typing import NDArray
 
-from clf_serve.gallery import Entry, EntryError, Gallery, Item, Moved, Store, Where, facts, matching
+from clf_serve.gallery import Entry, EntryError, Gallery, Item, Moved, Where, facts, matching
 
 
 @pytest.fixture
@@ -20,14 +20,12 @@ def empty(tmp_path: Path) -> Iterator[Gallery]:
         yield opened
 
 
-def test_it_is_a_store(empty: Gallery) -> None:
-    store: Store = empty
+def test_what_is_added_is_found_and_what_is_deleted_is_not(empty: Gallery) -> None:
+    ids = empty.upsert(entries(0, 3))
 
-    ids = store.upsert(entries(0, 3))
-
-    assert store.search(entries(0, 3)[1].vector, 1)[0].id == ids[1]
-    assert store.delete([ids[1], 999, 2**70]) == 1
-    assert ids[1] not in [hit.id for hit in store.search(entries(0, 3)[1].vector, 3)]
+    assert empty.search(entries(0, 3)[1].vector, 1)[0].id == ids[1]
+    assert empty.delete([ids[1], 999, 2**70]) == 1
+    assert ids[1] not in [hit.id for hit in empty.search(entries(0, 3)[1].vector, 3)]
 
 
 def test_an_empty_gallery_has_no_neighbours(empty: Gallery) -> None:

@@ -27,6 +27,7 @@ from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Gallery, Identity
 from clf_serve.ingest import Incoming
 from clf_serve.problems import Problem
+from clf_serve.stores import AnyGallery, open_gallery
 from clf_serve.sync.indexing import index_images
 from clf_serve.writing import Writer
 
@@ -187,9 +188,9 @@ def test_all_that_wait_for_another_process_are_told_at_once(
     identity = Identity.of(engine.manifest)
     attempts = []
 
-    def opened(*args: Any, **options: Any) -> Gallery:
+    def opened(*args: Any, **options: Any) -> AnyGallery:
         attempts.append(args)
-        return Gallery(*args, **options)
+        return open_gallery(*args, **options)
 
     async def main() -> list[Any]:
         writer = Writer(tmp_path / "g")
@@ -198,7 +199,7 @@ def test_all_that_wait_for_another_process_are_told_at_once(
         await writer.close()
         return found
 
-    monkeypatch.setattr(writing, "Gallery", opened)
+    monkeypatch.setattr(writing, "open_gallery", opened)
     with Gallery.open_or_create(tmp_path / "g", identity, engine.folder):
         found = asyncio.run(main())
     assert [each.code for each in found] == ["gallery_busy"] * 12

@@ -8,20 +8,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clf.errors import DataError
+from clf_serve.commands.options import Gallery
 from clf_serve.duplicates.groups import Level
 
 if TYPE_CHECKING:
     from clf_serve.duplicates.finding import Found, Progress
     from clf_serve.gallery import Where
+    from clf_serve.stores import AnyGallery
 
 
 def duplicates(
-    gallery: Annotated[Path, typer.Argument(help="Folder made by clf index.", show_default=False)],
+    gallery: Gallery,
     level: Annotated[
         Level | None,
         typer.Option(
@@ -51,11 +53,11 @@ def duplicates(
     """
     from clf_serve.duplicates import text as duplicates_text
     from clf_serve.duplicates.finding import find
-    from clf_serve.gallery import Gallery
+    from clf_serve.stores import open_gallery
 
     _check(level, threshold, as_json, paths, null)
     chosen = _where(where)
-    with Gallery(gallery) as opened, _progress() as progress:
+    with open_gallery(gallery) as opened, _progress() as progress:
         found = find(opened, level or Level.near, threshold=threshold, where=chosen, progress=progress)
         if html is not None:
             _write_page(html, opened, found)
@@ -141,7 +143,7 @@ def _progress() -> Iterator[Progress]:
         yield Progress(begin, lambda done: bars.advance(bars.task_ids[-1], done))
 
 
-def _write_page(path: Path, gallery: Any, found: Found) -> None:
+def _write_page(path: Path, gallery: AnyGallery, found: Found) -> None:
     from clf_serve.duplicates.page import duplicates_page
     from clf_serve.report import write_whole
 
@@ -149,4 +151,4 @@ def _write_page(path: Path, gallery: Any, found: Found) -> None:
         stored = gallery.thumbnail(id_)
         return stored.data if stored else b""
 
-    write_whole(path, duplicates_page(found, str(gallery.folder), thumbnail))
+    write_whole(path, duplicates_page(found, str(gallery.place), thumbnail))

@@ -10,9 +10,10 @@ import typer
 
 from clf.errors import ConfigError
 from clf_serve.commands import gallery_copies as copies
-from clf_serve.commands.gallery_copies import Folder
-from clf_serve.commands.options import AsJson
+from clf_serve.commands.gallery_stores import check_store
+from clf_serve.commands.options import AsJson, Gallery
 from clf_serve.commands.terminal import bar, console, print_json, readable, size_in_bytes
+from clf_serve.place import Place
 
 gallery = typer.Typer(
     no_args_is_help=True, help="Look into a gallery, check it, back it up, move it, export it, embed it anew."
@@ -30,11 +31,11 @@ class Kind(StrEnum):
 
 
 @gallery.command()
-def info(folder: Folder, as_json: AsJson = False) -> None:
+def info(place: Gallery, as_json: AsJson = False) -> None:
     """Show what a gallery holds, with which model it was made, and what its index is like."""
     from clf_serve.commands.gallery_info import facts_of, lines_of
 
-    facts = facts_of(folder)
+    facts = facts_of(place)
     if as_json:
         print_json(facts)
         return
@@ -43,7 +44,7 @@ def info(folder: Folder, as_json: AsJson = False) -> None:
 
 @gallery.command()
 def check(
-    folder: Folder,
+    place: Gallery,
     every: Annotated[bool, typer.Option("--all", help="Decode every thumbnail, not 10,000 of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,13 +55,13 @@ def check(
     from clf_serve.checking import check as check_gallery
 
     with bar("checking", counted=False) as shown:
-        findings = check_gallery(folder, all_pictures=every, progress=shown.stage)
+        findings = check_gallery(place, all_pictures=every, progress=shown.stage)
     sound = all(finding.sound for finding in findings)
     if as_json:
         rows = [
             {"part": one.part, "sound": one.sound, "what": one.what, "remedy": one.remedy or None} for one in findings
         ]
-        print_json({"gallery": str(folder), "sound": sound, "findings": rows})
+        print_json({"gallery": str(place), "sound": sound, "findings": rows})
     else:
         terminal = console()
         for one in findings:
@@ -72,7 +73,7 @@ def check(
 
 @gallery.command()
 def optimize(
-    folder: Folder,
+    place: Gallery,
     index: Annotated[
         Kind | None, typer.Option(help="auto chooses by size and memory. Kept for later.", show_default=False)
     ] = None,
@@ -86,24 +87,25 @@ def optimize(
 ) -> None:
     """Build the index of a gallery anew, and give room that deleted images left back to the disk."""
     from clf_serve.commands.gallery_info import compact, index_facts, index_lines
-    from clf_serve.gallery import Gallery
+    from clf_serve.gallery import Gallery as FolderGallery
 
+    folder = place.require_folder("clf gallery optimize")
     budget = None if memory is None else size_in_bytes(memory)
-    with bar("building the index", counted=False) as shown, Gallery(folder, write=True) as opened:
+    with bar("building the index", counted=False) as shown, FolderGallery(folder, write=True) as opened:
         opened.optimize(None if index is None else index.value, memory=budget, recall=recall, progress=shown.stage)
-        note, facts = opened.cache_note, index_facts(opened.facts().index, folder)
+        note, facts = opened.cache_note, index_facts(opened.facts().index, place)
         freed = compact(opened)
     if note:
         console(stderr=True).print(note)
     if as_json:
-        print_json({"gallery": str(folder), "index": facts, "freed": freed})
+        print_json({"gallery": str(place), "index": facts, "freed": freed})
         return
     _print_facts([*index_lines(facts), ("freed", readable(freed))])
 
 
 @gallery.command()
 def move(
-    folder: Folder,
+    place: Gallery,
     old: Annotated[Path, typer.Argument(help="The folder where the photos lay.", show_default=False)],
     new: Annotated[Path, typer.Argument(help="The folder where they lie now.", show_default=False)],
     missing_too: Annotated[
@@ -117,18 +119,18 @@ def move(
     """
     from clf_serve.moving import move as move_images
 
-    moved, missing = move_images(folder, old, new, missing_too=missing_too)
+    moved, missing = move_images(place, old, new, missing_too=missing_too)
     if as_json:
-        print_json({"gallery": str(folder), "moved": moved, "missing": missing})
+        print_json({"gallery": str(place), "moved": moved, "missing": missing})
         return
     console().print(
-        f"{moved} images of {folder} lie below {new} now" + (f"; {missing} files are not there" * bool(missing))
+        f"{moved} images of {place} lie below {new} now" + (f"; {missing} files are not there" * bool(missing))
     )
 
 
 @gallery.command()
 def delete(
-    folder: Folder,
+    place: Gallery,
     where: Annotated[
         str | None, typer.Option(help='Filter in JSON, such as \'{"label": "cat"}\'.', show_default=False)
     ] = None,
@@ -137,28 +139,29 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Remove images from a gallery. Their files stay, and the next clf index of their folder adds them again."""
-    from clf_serve.gallery import Gallery, Where
+    from clf_serve.gallery import Where
+    from clf_serve.stores import open_gallery
 
     if (where is None) == (not ids):
         raise ConfigError("say which images: either --where FILTER or --id N")
     condition = None if where is None else Where.parse_text(where)
     wanted = sorted(set(ids or []))
-    with Gallery(folder) as opened:  # for reading, so that nobody waits for an answer
+    with open_gallery(place) as opened:  # for reading, so that nobody waits for an answer
         found = opened.ids(condition).tolist() if condition else [item.id for item in opened.items(wanted)]
         total = len(opened)
-    if found and not yes and not typer.confirm(f"Remove {len(found)} of {total} images from {folder}?", err=True):
+    if found and not yes and not typer.confirm(f"Remove {len(found)} of {total} images from {place}?", err=True):
         raise typer.Exit(UNSOUND)
-    removed = _remove(folder, found) if found else 0
+    removed = _remove(place, found) if found else 0
     if as_json:
-        print_json({"gallery": str(folder), "removed": removed})
+        print_json({"gallery": str(place), "removed": removed})
         return
-    console().print(f"{removed} images removed from {folder}")
+    console().print(f"{removed} images removed from {place}")
 
 
-def _remove(folder: Path, ids: list[int]) -> int:
-    from clf_serve.gallery import Gallery
+def _remove(place: Place, ids: list[int]) -> int:
+    from clf_serve.stores import open_gallery
 
-    with Gallery(folder, write=True) as opened:
+    with open_gallery(place, write=True) as opened:
         removed = opened.delete(ids)
         opened.save_index()
     return removed
@@ -177,3 +180,4 @@ def _print_facts(lines: list[tuple[str, str]]) -> None:
 for _command in (copies.backup, copies.restore, copies.export, copies.reembed):
     gallery.command()(_command)
 gallery.command("import")(copies.import_)
+gallery.command("check-store")(check_store)

@@ -10,6 +10,7 @@ import typer
 from clf_serve.commands.options import (
     AsJson,
     BatchSize,
+    Gallery,
     Model,
     Provider,
     ProviderOption,
@@ -19,13 +20,15 @@ from clf_serve.commands.options import (
 )
 from clf_serve.commands.skipped import list_skipped, reasons
 from clf_serve.commands.terminal import bar, console, print_json, readable
+from clf_serve.place import Place
 
-Folder = Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder made by clf index.", show_default=False)]
-New = Annotated[Path, typer.Option("--output", "-o", metavar="NEW", help="Folder of the new gallery.")]
+New = Annotated[
+    Place, typer.Option("--output", "-o", metavar="NEW", help="Folder of the new gallery.", parser=Place.of)
+]
 
 
 def backup(
-    folder: Folder,
+    gallery: Gallery,
     file: Annotated[Path, typer.Argument(help="The file to write; an earlier one is replaced.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +38,7 @@ def backup(
     """
     from clf_serve.moving import backup as write_backup
 
+    folder = gallery.require_folder("clf gallery backup")
     copied = write_backup(folder, file)
     if as_json:
         print_json({"gallery": str(folder), "file": str(file), "images": copied.images, "bytes": copied.bytes})
@@ -54,7 +58,7 @@ def restore(
     from clf_serve.moving import restore as read_backup
 
     with bar("restoring", counted=False) as shown:
-        copied = read_backup(file, output, replace=replace, progress=shown.stage)
+        copied = read_backup(file, output.require_folder("clf gallery restore"), replace=replace, progress=shown.stage)
     if as_json:
         print_json({"file": str(file), "gallery": str(output), "images": copied.images, "bytes": copied.bytes})
         return
@@ -62,7 +66,7 @@ def restore(
 
 
 def export(
-    folder: Folder,
+    gallery: Gallery,
     file: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.npz, FILE.jsonl or FILE.csv.", show_default=False)],
     where: Annotated[
         str | None, typer.Option(help='Filter in JSON, such as \'{"label": "cat"}\'.', show_default=False)
@@ -79,12 +83,12 @@ def export(
     condition = None if where is None else Where.parse_text(where)
     parts = Parts(vectors=not no_vectors, thumbnails=thumbnails)
     with bar("exporting") as shown:
-        count = export_gallery(folder, file, parts, condition, begin=shown.begin, progress=shown.advance)
+        count = export_gallery(gallery, file, parts, condition, begin=shown.begin, progress=shown.advance)
     size = file.stat().st_size
     if as_json:
-        print_json({"gallery": str(folder), "file": str(file), "images": count, "bytes": size})
+        print_json({"gallery": str(gallery), "file": str(file), "images": count, "bytes": size})
         return
-    console().print(f"{count} images of {folder} → {file} ({readable(size)})")
+    console().print(f"{count} images of {gallery} → {file} ({readable(size)})")
 
 
 def import_(
@@ -97,7 +101,8 @@ def import_(
     from clf_serve.transfer.export import import_gallery
 
     with bar("importing") as shown:
-        count = import_gallery(file, output, model, begin=shown.begin, progress=shown.advance, building=shown.building)
+        folder = output.require_folder("clf gallery import")
+        count = import_gallery(file, folder, model, begin=shown.begin, progress=shown.advance, building=shown.building)
     if as_json:
         print_json({"file": str(file), "gallery": str(output), "images": count})
         return
@@ -105,7 +110,7 @@ def import_(
 
 
 def reembed(
-    folder: Folder,
+    gallery: Gallery,
     model: Model,
     output: New,
     from_thumbnails: Annotated[
@@ -126,12 +131,13 @@ def reembed(
     """
     from clf_serve.reembedding import reembed as embed_again
 
+    new = output.require_folder("clf gallery reembed -o")
     engine = open_engine(model, provider, variant)
     with bar("embedding") as shown:
         report = embed_again(
-            folder,
+            gallery,
             engine,
-            output,
+            new,
             from_thumbnails=from_thumbnails,
             batch_size=batch_size,
             begin=shown.begin,
@@ -143,7 +149,7 @@ def reembed(
         print_json({"gallery": str(output), **counts, "skipped": reasons(report.skipped)})
         return
     terminal = console()
-    terminal.print(f"{report.images} images of {folder} → {output}")
+    terminal.print(f"{report.images} images of {gallery} → {output}")
     if report.from_thumbnails:
         terminal.print(f"{report.from_thumbnails} of them embedded from their thumbnails, as the files cannot be read")
     if report.changed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,10 @@ from clf.errors import ModelError
 from clf.manifest import read_manifest
 from clf_serve.commands.terminal import readable
 from clf_serve.gallery import Gallery, Identity
+from clf_serve.gallery.facts import in_utc
 from clf_serve.index.vector_index import IndexInfo
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import open_gallery
 
 _SHOWN = 8
 _WORTH = 16 << 20
@@ -23,21 +25,22 @@ Facts = dict[str, Any]
 Lines = list[tuple[str, str]]
 
 
-def facts_of(folder: Path) -> Facts:
+def facts_of(gallery_: AnyPlace) -> Facts:
     """Everything, as JSON. Raises GalleryError."""
-    with Gallery(folder) as gallery:
+    place = Place.of(gallery_)
+    with open_gallery(place) as gallery:
         facts = gallery.facts()
         fields = gallery.fields()
-        note = gallery.cache_note
+        note, written = gallery.cache_note, gallery.written
     model = {"name": facts.model.name, "sha256": facts.model.sha256, "dim": facts.dim}
     return {
-        "gallery": str(folder),
+        "gallery": str(place),
         "images": facts.images,
         "model": {**model, "folder": str(facts.model_path), "state": model_state(facts.model_path, facts.model)},
         "format": facts.format,
         "generation": facts.generation,
         "bytes": facts.bytes,
-        "written": _written(folder),
+        "written": written,
         "fields": {
             name: {
                 "type": field.type,
@@ -48,7 +51,7 @@ def facts_of(folder: Path) -> Facts:
             }
             for name, field in fields.items()
         },
-        "index": index_facts(facts.index, folder),
+        "index": index_facts(facts.index, place),
         "note": note,
     }
 
@@ -56,27 +59,29 @@ def facts_of(folder: Path) -> Facts:
 def lines_of(facts: Facts) -> Lines:
     """The same for people: names and values."""
     model = facts["model"]
+    size = f", {readable(facts['bytes'])} on disk" if facts["bytes"] else ""
     state = {"there": "", "missing": " (not there any more)", "another": " (another model lies there now)"}
     lines = [
-        ("gallery", f"{facts['gallery']}: {facts['images']} images, {readable(facts['bytes'])} on disk"),
+        ("gallery", f"{facts['gallery']}: {facts['images']} images{size}"),
         ("model", f"{model['name']} ({model['sha256'][:12]}), {model['dim']} numbers a vector"),
         ("model folder", model["folder"] + state[model["state"]]),
-        ("written", f"{facts['written']}, format {facts['format']}, generation {facts['generation']}"),
+        ("written", f"{facts['written'] or 'never'}, format {facts['format']}, generation {facts['generation']}"),
     ]
     for name, field in facts["fields"].items():
         lines.append(("folders" if name == "@folder" else f"  {name}", _field(field)))
     return lines + index_lines(facts["index"]) + ([("note", facts["note"])] if facts["note"] else [])
 
 
-def index_facts(info: IndexInfo, folder: Path) -> Facts:
+def index_facts(info: IndexInfo, place: Place) -> Facts:
     """``saved``: when it was written, and its recall measured; null where it is not on the disk."""
-    saved = folder / "index" / "index.json"
-    return {**info.json(), "saved": _time(saved.stat().st_mtime) if saved.exists() else None}
+    saved = place.folder / "index" / "index.json" if place.folder is not None else None
+    return {**info.json(), "saved": in_utc(saved.stat().st_mtime) if saved and saved.exists() else None}
 
 
 def index_lines(index: Facts) -> Lines:
     parameters = ", ".join(f"{name} {value}" for name, value in index["parameters"].items())
-    lines = [("index", f"{index['kind']}{f' ({parameters})' if parameters else ''}, {readable(index['bytes'])}")]
+    size = f", {readable(index['bytes'])}" if index["bytes"] else ""
+    lines = [("index", f"{index['kind']}{f' ({parameters})' if parameters else ''}{size}")]
     parts = f"{index['vectors']} vectors, {index['recent']} of them recent; {index['tombstones']} deleted or replaced"
     return [*lines, ("  why", index["why"]), ("  recall", _recall(index)), ("  holds", parts)]
 
@@ -119,17 +124,6 @@ def compact(gallery: Gallery) -> int:
 def _size(path: Path) -> int:
     log = path.with_name(f"{path.name}-wal")
     return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
-
-
-def _written(folder: Path) -> str:
-    """Of the database or its log, whichever is later."""
-    paths = (folder / "gallery.sqlite", folder / "gallery.sqlite-wal")
-    times = [path.stat().st_mtime for path in paths if path.exists() and path.stat().st_size]
-    return _time(max(times))
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _field(field: Mapping[str, Any]) -> str:

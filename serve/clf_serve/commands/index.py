@@ -25,10 +25,12 @@ from clf_serve.commands.options import (
 )
 from clf_serve.commands.skipped import list_skipped, reasons
 from clf_serve.commands.terminal import Bar, bar, console, print_json, size_in_bytes
+from clf_serve.place import Place
 
 if TYPE_CHECKING:
     from clf_serve.engine import Engine
-    from clf_serve.gallery import Gallery, Identity
+    from clf_serve.gallery import Identity
+    from clf_serve.stores import AnyGallery
     from clf_serve.sync.syncing import IndexReport, Settings
     from clf_serve.sync.watching import Resting, Stop
 
@@ -50,7 +52,16 @@ class Kind(StrEnum):
 def index(
     model: Model,
     images: Images,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the gallery; made or updated.")],
+    output: Annotated[
+        Place,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="GALLERY",
+            help="Folder of the gallery, or the URL of a store; made or updated.",
+            parser=Place.of,
+        ),
+    ],
     batch_size: BatchSize = 32,
     provider: ProviderOption = Provider.auto,
     variant: VariantOption = Variant.fp32,
@@ -129,7 +140,7 @@ class _Job:
         self,
         model: Path,
         source: Path,
-        output: Path,
+        output: Place,
         provider: Provider,
         variant: Variant,
         settings: Settings,
@@ -150,14 +161,14 @@ class _Job:
 
         return Identity.of(read_manifest(self._model))
 
-    def _open(self) -> Gallery:
+    def _open(self) -> AnyGallery:
         """For writing. Where there is no gallery yet, the model is tried before one is made."""
-        from clf_serve.gallery import Gallery
+        from clf_serve.stores import is_there, open_or_create
 
         self._check_source()
-        if not (self._output / "gallery.sqlite").exists():
+        if not is_there(self._output):
             _ = self._engine
-        return Gallery.open_or_create(self._output, self._identity, self._model)
+        return open_or_create(self._output, self._identity, self._model)
 
     def _check_source(self) -> None:
         """A misspelled path, or a folder without images, shows before anything is loaded or made."""
@@ -168,12 +179,12 @@ class _Job:
             raise DataError(f"{self._source} holds no images ({', '.join(sorted(images.SUFFIXES))})")
 
     def rehearse(self) -> None:
-        from clf_serve.gallery import Gallery
+        from clf_serve.stores import is_there, open_gallery
         from clf_serve.sync.syncing import rehearse
 
         known = {}
-        if (self._output / "gallery.sqlite").exists():
-            with Gallery(self._output, self._identity) as gallery:
+        if is_there(self._output):
+            with open_gallery(self._output, self._identity) as gallery:
                 known = gallery.listing()
         report = rehearse(self._source, self._output, known, self._settings)
         if self._as_json:
@@ -217,7 +228,7 @@ class _Job:
         _ = self._engine
         resting, also = Resting(), self._settings.metadata
         with stopped_by_signals() as stop, self._reader() as reader:
-            events = Events(self._source, stop, also=also, ignored=self._output, interval=interval)
+            events = Events(self._source, stop, also=also, ignored=self._output.folder, interval=interval)
             try:
                 report, note = self._round(reader, resting, stop, wishes)
                 self._print(report, len(reader), note)
@@ -236,19 +247,19 @@ class _Job:
                 events.close()
         self._say("stopped; what was found so far is in the gallery")
 
-    def _reader(self) -> Gallery:
-        from clf_serve.gallery import Gallery
+    def _reader(self) -> AnyGallery:
+        from clf_serve.stores import open_gallery
 
-        return Gallery(self._output, self._identity)
+        return open_gallery(self._output, self._identity)
 
-    def _writer(self) -> Gallery:
+    def _writer(self) -> AnyGallery:
         """Opened for each commit and closed after it, so that others may write in between."""
-        from clf_serve.gallery import Gallery
+        from clf_serve.stores import open_gallery
 
-        return Gallery(self._output, self._identity, write=True)
+        return open_gallery(self._output, self._identity, write=True)
 
     def _round(
-        self, reader: Gallery, resting: Resting, stop: Stop, wishes: Wishes | None = None
+        self, reader: AnyGallery, resting: Resting, stop: Stop, wishes: Wishes | None = None
     ) -> tuple[IndexReport, str | None]:
         """The report, and what there is to say of the index."""
         from clf_serve.sync.syncing import Sync
@@ -271,7 +282,7 @@ class _Job:
                 _save(gallery, wishes or (None, None, None), shown)
                 return report, gallery.cache_note
 
-    def _tell(self, report: IndexReport | None, error: str | None, reader: Gallery) -> None:
+    def _tell(self, report: IndexReport | None, error: str | None, reader: AnyGallery) -> None:
         now = time.strftime("%H:%M:%S")
         if report is None:
             self._say(f"{now} {error}; it is tried again")
@@ -303,7 +314,7 @@ class _Job:
         console(stderr=True).print(text)
 
 
-def _save(gallery: Gallery, wishes: Wishes, shown: Bar) -> None:
+def _save(gallery: AnyGallery, wishes: Wishes, shown: Bar) -> None:
     """Saves the index. It is built as the user wants it, unless that was chosen before."""
     shown.begin_stage("saving the search index", len(gallery))
     if all(wish in (None, chosen) for wish, chosen in zip(wishes, gallery.wishes, strict=True)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clf_serve.commands.terminal import console
+from clf_serve.place import Place
 
 if TYPE_CHECKING:
     from clf_serve.engine import Engine
@@ -28,6 +29,8 @@ class Variant(StrEnum):
 
 
 Model = Annotated[Path, typer.Argument(help="Folder made by clf export.", show_default=False)]
+GALLERY = "Folder made by clf index, or the URL of a store (SCHEME://...)."
+Gallery = Annotated[Place, typer.Argument(metavar="GALLERY", help=GALLERY, parser=Place.of, show_default=False)]
 Images = Annotated[Path, typer.Argument(help="An image, or a folder of images.", show_default=False)]
 BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images decoded and committed together.")]
 ProviderOption = Annotated[Provider, typer.Option(help="What runs the model; auto: a GPU that works, else the CPU.")]

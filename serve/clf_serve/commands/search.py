@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clf.errors import DataError, GalleryError
-from clf_serve.commands.options import AsJson, Provider, ProviderOption, Variant, VariantOption, open_engine
+from clf_serve.commands.options import AsJson, Gallery, Provider, ProviderOption, Variant, VariantOption, open_engine
 from clf_serve.commands.terminal import console, print_json
 
 if TYPE_CHECKING:
     from clf_serve.backends.base import Vectors
-    from clf_serve.gallery import Gallery, Hit
+    from clf_serve.gallery import Hit
     from clf_serve.index import IndexInfo
+    from clf_serve.stores import AnyGallery
 
 _MOST = 1000
 """Hits of a search by ``--min-score``, unless ``-k`` says otherwise."""
@@ -24,7 +25,7 @@ _LIKE, _UNLIKE = 1.0, -0.5
 
 
 def search(
-    gallery: Annotated[Path, typer.Argument(help="Folder made by clf index.", show_default=False)],
+    gallery: Gallery,
     image: Annotated[Path | None, typer.Argument(help="The image to look for.", show_default=False)] = None,
     like: Annotated[
         list[Path] | None, typer.Option(help="One more image to look for; may be repeated.", show_default=False)
@@ -59,13 +60,14 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the images of a gallery that are most like one image, or like several and unlike others."""
-    from clf_serve.gallery import Gallery, Where
+    from clf_serve.gallery import Where
+    from clf_serve.stores import open_gallery
 
     condition = Where.parse_text(where) if where is not None else None
     wanted, unwanted, ids = [*([image] if image else []), *(like or ())], unlike or [], id_ or []
     if not wanted and not ids:
         raise DataError("there is nothing to look for; name an image, or one of the gallery by --id")
-    with Gallery(gallery) as opened:
+    with open_gallery(gallery) as opened:
         query = _query(opened, wanted, unwanted, ids, model or opened.model_path, provider, variant)
         if min_score is None:
             hits = opened.search(query, k or 10, where=condition, but=ids, offset=offset, exact=exact)
@@ -90,7 +92,7 @@ def search(
 
 
 def _query(
-    gallery: Gallery,
+    gallery: AnyGallery,
     wanted: Sequence[Path],
     unwanted: Sequence[Path],
     ids: Sequence[int],
@@ -106,7 +108,7 @@ def _query(
     for id_ in ids:
         vector = gallery.vector(id_)
         if vector is None:
-            raise GalleryError(f"the gallery {gallery.folder} has no image with the id {id_}; clf search shows ids")
+            raise GalleryError(f"the gallery {gallery.place} has no image with the id {id_}; clf search shows ids")
         vectors.append(vector)
     paths = [*wanted, *unwanted]
     if paths:
@@ -138,7 +140,7 @@ def _print_table(hits: Sequence[Hit], filtered: bool, first: int) -> None:
     console().print(table)
 
 
-def _write_page(path: Path, query: Path | int, gallery: Gallery, hits: Sequence[Hit]) -> None:
+def _write_page(path: Path, query: Path | int, gallery: AnyGallery, hits: Sequence[Hit]) -> None:
     from clf import images
     from clf_serve.report import result_page
     from clf_serve.sync.thumbnails import thumbnail
@@ -152,7 +154,7 @@ def _write_page(path: Path, query: Path | int, gallery: Gallery, hits: Sequence[
         name, picture = item.uri if item else str(query), small(query)
     else:
         name, picture = str(query), thumbnail(images.decode(query))
-    about = f"{len(hits)} nearest of {len(gallery)} images in {gallery.folder}, by {gallery.model}"
+    about = f"{len(hits)} nearest of {len(gallery)} images in {gallery.place}, by {gallery.model}"
     page = result_page(name, picture, [(hit, small(hit.id)) for hit in hits], about)
     try:
         path.write_text(page, encoding="utf-8")

@@ -10,6 +10,7 @@ import typer
 
 from clf_serve.commands.options import Provider, ProviderOption, Variant, VariantOption
 from clf_serve.log_format import LogFormat
+from clf_serve.place import Place
 
 _LIMITS, _ACCESS, _LOGS = "Limits", "Access", "Logs"
 
@@ -25,8 +26,14 @@ def serve(
         typer.Argument(metavar="MODEL", help="Folders of clf export; the first is the default.", show_default=False),
     ],
     gallery: Annotated[
-        list[Path] | None,
-        typer.Option("--gallery", "-g", help="Folder made by clf index; may be repeated, one for each model."),
+        list[Place] | None,
+        typer.Option(
+            "--gallery",
+            "-g",
+            metavar="GALLERY",
+            help="Folder made by clf index, or the URL of a store; may be repeated, one for each model.",
+            parser=Place.of,
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,

@@ -21,8 +21,9 @@ from clf_serve.duplicates.near import Near, near_pictures, sampled
 from clf_serve.duplicates.pairs import Vectors
 from clf_serve.duplicates.pictures import same_pictures
 from clf_serve.duplicates.threshold import Chance
-from clf_serve.gallery import Gallery, Where
+from clf_serve.gallery import Where
 from clf_serve.gallery.store import Hit
+from clf_serve.stores import AnyGallery
 
 __all__ = ["File", "Found", "Group", "Level", "Member", "Progress", "default_threshold", "find", "fold"]
 
@@ -49,7 +50,7 @@ class Found:
 
 
 def find(
-    gallery: Gallery,
+    gallery: AnyGallery,
     level: Level = Level.near,
     *,
     threshold: float | None = None,
@@ -123,7 +124,7 @@ def fold(hits: Sequence[Hit], vectors: Vectors, sha256s: Sequence[str], threshol
     return folded
 
 
-def default_threshold(gallery: Gallery) -> float:
+def default_threshold(gallery: AnyGallery) -> float:
     """The cosine from which two images of a gallery count as near, from a sample of two thousand."""
     ids = gallery.ids()
     if len(ids) < 2:
@@ -131,7 +132,7 @@ def default_threshold(gallery: Gallery) -> float:
     return Chance.of(gallery.vectors(ids[sampled(len(ids))].tolist()), len(ids)).threshold
 
 
-def _files(gallery: Gallery, where: Where | None, progress: Progress) -> Iterator[File]:
+def _files(gallery: AnyGallery, where: Where | None, progress: Progress) -> Iterator[File]:
     progress.begin("reading", gallery.count(where), "images")
     after = 0
     while items := gallery.page(after=after, limit=_PAGE, where=where):
@@ -141,6 +142,6 @@ def _files(gallery: Gallery, where: Where | None, progress: Progress) -> Iterato
         progress.advance(len(items))
 
 
-def _thumbnail(gallery: Gallery, id_: int) -> bytes:
+def _thumbnail(gallery: AnyGallery, id_: int) -> bytes:
     stored = gallery.thumbnail(id_)
     return stored.data if stored else b""

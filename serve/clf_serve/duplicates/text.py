@@ -13,6 +13,7 @@ from clf_serve.commands.terminal import printable
 from clf_serve.duplicates.finding import Found
 from clf_serve.duplicates.groups import File, Group, Level, Member
 from clf_serve.duplicates.near import Near
+from clf_serve.place import Place
 
 NAMES = {Level.bytes: "same bytes", Level.picture: "same picture", Level.near: "near"}
 """Of the levels, as people read them."""
@@ -42,7 +43,7 @@ def basis(near: Near) -> str:
     )
 
 
-def print_found(found: Found, gallery: Path, html: Path | None) -> None:
+def print_found(found: Found, gallery: Place, html: Path | None) -> None:
     """The largest groups, what each level comes to, and the thresholds one could choose."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if found.groups:
@@ -61,7 +62,7 @@ def print_found(found: Found, gallery: Path, html: Path | None) -> None:
         console.print(_steps(found.near))
 
 
-def as_json(found: Found, gallery: Path, level: Level) -> dict[str, Any]:
+def as_json(found: Found, gallery: Place, level: Level) -> dict[str, Any]:
     """The schema is documented in serve/README.md; fields are only ever added within ``format`` 1."""
     return {
         "format": 1,

@@ -4,7 +4,7 @@ from clf_serve.gallery.facts import FieldFacts, GalleryFacts, Identity
 from clf_serve.gallery.filters import FilterError, Where
 from clf_serve.gallery.gallery import Gallery
 from clf_serve.gallery.metadata import EntryError
-from clf_serve.gallery.store import Entry, Hit, Item, Known, Moved, Store, Thumbnail
+from clf_serve.gallery.store import Entry, Hit, Item, Known, Moved, Thumbnail
 
 __all__ = [
     "Entry",
@@ -18,7 +18,6 @@ __all__ = [
     "Item",
     "Known",
     "Moved",
-    "Store",
     "Thumbnail",
     "Where",
 ]

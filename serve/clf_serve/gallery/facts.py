@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
@@ -14,7 +15,7 @@ from clf_serve.index import IndexInfo
 SHOWN = 50
 """Values of a name that are listed."""
 _LOOKED_AT = 2_000_000  # facts; of a larger table, only those of every n-th image
-_TYPES = {BOOL: "bool", NUMBER: "number", TEXT: "text", LIST: "list"}
+TYPES = {BOOL: "bool", NUMBER: "number", TEXT: "text", LIST: "list"}
 
 Value = str | int | float | bool
 
@@ -62,7 +63,7 @@ class GalleryFacts:
     format: int
     generation: int
     bytes: int
-    """On disk, the index included."""
+    """On disk, the index included; 0 where a store cannot tell."""
     index: IndexInfo
 
 
@@ -76,10 +77,10 @@ def fields(connection: Connection) -> dict[str, FieldFacts]:
         counts = connection.execute(
             "SELECT kind, count(*) FROM facts WHERE name = ? AND id % ? = 0 GROUP BY kind", (number, step)
         ).fetchall()
-        kinds = {kind: count for kind, count in counts if kind < MEMBER and kind in _TYPES}
+        kinds = {kind: count for kind, count in counts if kind < MEMBER and kind in TYPES}
         if kinds:
             values = _values(connection, number, step)
-            kind = _TYPES[next(iter(kinds))] if len(kinds) == 1 else "mixed"
+            kind = TYPES[next(iter(kinds))] if len(kinds) == 1 else "mixed"
             found[name] = FieldFacts(kind, sum(kinds.values()), values[:SHOWN], len(values), sampled)
     return found
 
@@ -98,6 +99,17 @@ def _folders(connection: Connection) -> FieldFacts:
         "SELECT folder, count(*) FROM images GROUP BY folder ORDER BY count(*) DESC, folder"
     ).fetchall()
     return FieldFacts("text", sum(count for _, count in rows), tuple(rows[:SHOWN]), len(rows))
+
+
+def written(folder: Path) -> str:
+    """Of the database or its log, whichever is later, as ISO 8601 in UTC."""
+    paths = (folder / "gallery.sqlite", folder / "gallery.sqlite-wal")
+    times = [path.stat().st_mtime for path in paths if path.exists() and path.stat().st_size]
+    return in_utc(max(times))
+
+
+def in_utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def bytes_on_disk(folder: Path) -> int:

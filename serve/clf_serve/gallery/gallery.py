@@ -24,13 +24,14 @@ from clf_serve.gallery.searching import Query, Searcher
 from clf_serve.gallery.store import Entry, Hit, Item, Known, Moved, Thumbnail
 from clf_serve.gallery.vectors import Ids, Vectors, decode, stored, unit
 from clf_serve.index import IndexInfo
+from clf_serve.place import Place
 
 _LAST = 2**63 - 1  # id that SQLite can hold
 _META = ("model", "model_sha256", "uuid")
 
 
 class Gallery:
-    """Implements :class:`clf_serve.gallery.store.Store`. Thread-safe; one process writes, any number read.
+    """Thread-safe; one process writes, any number read.
 
     A reader sees what a writer in another process committed at its next call. Searches of several threads run at the
     same time, and wait for no writer.
@@ -109,6 +110,10 @@ class Gallery:
             return int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
 
     @property
+    def place(self) -> Place:
+        return Place(self.folder)
+
+    @property
     def name(self) -> str:
         """Of its folder."""
         return self.folder.resolve().name
@@ -122,6 +127,11 @@ class Gallery:
     def model_path(self) -> Path:
         """Where the model lay when images were last indexed."""
         return Path(self._db.meta("model_path"))
+
+    @property
+    def written(self) -> str:
+        """When it was last, as ISO 8601 in UTC."""
+        return facts.written(self.folder)
 
     @property
     def wishes(self) -> tuple[str | None, int | None, float | None]:

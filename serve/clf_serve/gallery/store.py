@@ -1,10 +1,10 @@
-"""What the commands and the server need of a place that keeps embedded images. Implement it to use another one."""
+"""What goes into a gallery and comes out of it. To keep galleries elsewhere, see :mod:`clf_serve.stores`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,19 +86,3 @@ class Thumbnail(NamedTuple):
     data: bytes
     sha256: str
     """Of the image's file: changes when the picture does."""
-
-
-class Store(Protocol):
-    """Three methods, so that a vector database can take the gallery's place."""
-
-    def upsert(self, entries: Sequence[Entry]) -> list[int]:
-        """Adds or replaces entries, all or none; their ids, in order."""
-        ...
-
-    def delete(self, ids: Sequence[int]) -> int:
-        """Removes entries, all or none; how many there were. Unknown ids are ignored."""
-        ...
-
-    def search(self, vector: NDArray[np.float32], k: int) -> list[Hit]:
-        """The k nearest entries, best first; fewer when there are fewer."""
-        ...

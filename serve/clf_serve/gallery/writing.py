@@ -86,14 +86,7 @@ def relocate(connection: Connection, generation: int, moves: Sequence[Moved]) ->
     Raises:
         EntryError: two get the same key, or a text or number cannot be kept.
     """
-    moving = {move.id for move in moves}
-    if len({move.key for move in moves}) < len(moves) or len(moving) < len(moves):
-        raise EntryError("two of the moves have the same id, or go to the same key")
-    for move in moves:
-        for name in ("key", "uri", "folder"):
-            _text(getattr(move, name), name)
-        for name in ("size", "mtime_ns"):
-            _number(getattr(move, name), name)
+    check_moves(moves)
     there = [
         move
         for move in moves
@@ -108,6 +101,17 @@ def relocate(connection: Connection, generation: int, moves: Sequence[Moved]) ->
             (move.key, move.uri, move.size, move.mtime_ns, move.folder, move.id),
         )
     return len(there)
+
+
+def check_moves(moves: Sequence[Moved]) -> None:
+    """Raises EntryError: two have the same id or go to the same key, or a text or number cannot be kept."""
+    if len({move.key for move in moves}) < len(moves) or len({move.id for move in moves}) < len(moves):
+        raise EntryError("two of the moves have the same id, or go to the same key")
+    for move in moves:
+        for name in ("key", "uri", "folder"):
+            _text(getattr(move, name), name)
+        for name in ("size", "mtime_ns"):
+            _number(getattr(move, name), name)
 
 
 def set_metadata(connection: Connection, changes: Mapping[int, Mapping[str, Any] | None], merge: bool) -> int:

@@ -127,12 +127,13 @@ async def _query(asked: SearchRequest, deployment: Deployment, service: Service,
 
 
 def _add_models(router: APIRouter, service: Service) -> None:
-    async def models(_: Request) -> Response:
-        return JsonReply({"object": "list", "data": [model_json(service, model) for model in service.models.values()]})
+    async def models(_: Request) -> Response:  # off the event loop, since a gallery may be at the end of a network
+        data = [await asyncio.to_thread(model_json, service, model) for model in list(service.models.values())]
+        return JsonReply({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
         with service.using(request.path_params["model"]) as deployment:
-            return JsonReply(model_json(service, deployment))
+            return JsonReply(await asyncio.to_thread(model_json, service, deployment))
 
     for path in ("/v1/models", "/models"):
         router.add_route(path, models, methods=["GET"])

@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
-from clf_serve.gallery import Gallery
 from clf_serve.http.attend import Attended, attended, fetched, off_loop
 from clf_serve.http.gallery_bodies import NewImage, check_names, parse_deletion, parse_patch, parse_upsert, parse_where
 from clf_serve.http.gallery_queries import Query, parse_link, parse_query
@@ -32,6 +31,7 @@ from clf_serve.http.shapes import Url
 from clf_serve.ingest import Incoming, digest_key, unknown_id
 from clf_serve.problems import Problem
 from clf_serve.service import Service
+from clf_serve.stores import AnyGallery
 
 MOST_LISTED = 1000
 """Images of one page of a listing."""
@@ -49,7 +49,7 @@ class _Asked:
     deployment: Deployment
 
     @property
-    def gallery(self) -> Gallery:
+    def gallery(self) -> AnyGallery:
         return self.deployment.require_gallery()
 
 

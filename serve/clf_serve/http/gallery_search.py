@@ -12,7 +12,7 @@ from clf_serve.background import Background
 from clf_serve.combine import combine
 from clf_serve.deployment import Deployment
 from clf_serve.engine import Vectors
-from clf_serve.gallery import Gallery, Hit
+from clf_serve.gallery import Hit
 from clf_serve.gallery_memory import Memory
 from clf_serve.http.attend import Attended, fetched
 from clf_serve.http.gallery_queries import DEEPEST, Query
@@ -22,6 +22,7 @@ from clf_serve.http.shapes import Url
 from clf_serve.ingest import unknown_id
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
+from clf_serve.stores import AnyGallery
 
 _SPARE = 2  # hits that are looked up for each one that is shown, where some are folded away
 
@@ -82,7 +83,9 @@ async def _direction(query: Query, deployment: Deployment, limits: ServeLimits, 
         raise Problem(400, "no_direction", str(error), param="like") from error
 
 
-def _answer(name: str, model: str, gallery: Gallery, vector: Vectors, query: Query, memory: Memory) -> dict[str, Any]:
+def _answer(
+    name: str, model: str, gallery: AnyGallery, vector: Vectors, query: Query, memory: Memory
+) -> dict[str, Any]:
     facts = memory.facts(gallery)
     total = facts.images if query.where is None else memory.count(gallery, query.where)
     shown, more = _folded(gallery, vector, query, memory) if query.fold is not False else _plain(gallery, vector, query)
@@ -107,7 +110,7 @@ def _answer(name: str, model: str, gallery: Gallery, vector: Vectors, query: Que
     }
 
 
-def _plain(gallery: Gallery, vector: Vectors, query: Query) -> tuple[list[_Shown], bool]:
+def _plain(gallery: AnyGallery, vector: Vectors, query: Query) -> tuple[list[_Shown], bool]:
     """One hit more than is shown tells whether another page follows."""
     if query.min_score is None:
         hits = _ranked(gallery, vector, query, query.k + 1, query.offset)
@@ -116,7 +119,7 @@ def _plain(gallery: Gallery, vector: Vectors, query: Query) -> tuple[list[_Shown
     return [_Shown(hit) for hit in hits[: query.k]], len(hits) > query.k
 
 
-def _folded(gallery: Gallery, vector: Vectors, query: Query, memory: Memory) -> tuple[list[_Shown], bool]:
+def _folded(gallery: AnyGallery, vector: Vectors, query: Query, memory: Memory) -> tuple[list[_Shown], bool]:
     """Looks further until enough hits stand alone: whatever comes later never changes which do."""
     from clf_serve.duplicates.finding import fold
 
@@ -134,14 +137,14 @@ def _folded(gallery: Gallery, vector: Vectors, query: Query, memory: Memory) -> 
     return shown[query.offset : wanted], len(groups) > wanted
 
 
-def _ranked(gallery: Gallery, vector: Vectors, query: Query, k: int, offset: int) -> list[Hit]:
+def _ranked(gallery: AnyGallery, vector: Vectors, query: Query, k: int, offset: int) -> list[Hit]:
     but = set(query.ids)
     if query.min_score is not None:
         return gallery.within(vector, query.min_score, limit=k, where=query.where, but=but)
     return gallery.search(vector, k, where=query.where, but=but, offset=offset, exact=query.exact)
 
 
-def _vectors(gallery: Gallery, hits: list[Hit]) -> Vectors:
+def _vectors(gallery: AnyGallery, hits: list[Hit]) -> Vectors:
     """(n, D); one that has gone meanwhile is like no other."""
     try:
         return gallery.vectors([hit.id for hit in hits])

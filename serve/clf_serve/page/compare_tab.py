@@ -56,7 +56,7 @@ class _Routes:
         with ExitStack() as held:
             first, second = self._pair(request, held)
             shared, samples = await asyncio.to_thread(_common, first, second)
-            note = _shared_words(shared, first, second)
+            note = await asyncio.to_thread(_shared_words, shared, first, second)
             return JsonReply({"galleries": names, "note": note, "html": self._samples(samples, first)})
 
     async def compare(self, request: Request) -> Response:

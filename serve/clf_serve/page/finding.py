@@ -14,11 +14,11 @@ from clf_serve.combine import combine
 from clf_serve.deployment import Deployment
 from clf_serve.duplicates.finding import fold
 from clf_serve.engine import Vectors
-from clf_serve.gallery import Gallery
 from clf_serve.gallery.store import Hit, Item
 from clf_serve.gallery_memory import Memory
 from clf_serve.page.state import Search
 from clf_serve.problems import Problem
+from clf_serve.stores import AnyGallery
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Found:
     """By id, the share of random pairs of the gallery that are less alike than the query and it."""
     asked: list[Item] = field(default_factory=list)
     """The gallery's images that were asked with."""
+    images: int = 0
+    """Of the whole gallery."""
+    generation: int = 0
 
 
 async def find(deployment: Deployment, wanted: Search, memory: Memory, call: Call, most: int) -> Found:
@@ -48,15 +51,17 @@ async def find(deployment: Deployment, wanted: Search, memory: Memory, call: Cal
     return await deployment.look_up(partial(_find, deployment.require_gallery(), wanted, memory, most), call)
 
 
-def _find(gallery: Gallery, wanted: Search, memory: Memory, most: int) -> Found:
+def _find(gallery: AnyGallery, wanted: Search, memory: Memory, most: int) -> Found:
     vector = _query_vector(gallery, wanted)
     groups, more = _page(gallery, vector, wanted, memory.near(gallery) if wanted.fold else None, most)
     hits = [hit for group in groups for hit in group]
     among = memory.count(gallery, wanted.where)
-    return Found(groups, more, among, shares(gallery, hits), gallery.items(wanted.ids))
+    known = memory.facts(gallery)
+    asked = gallery.items(wanted.ids)
+    return Found(groups, more, among, shares(gallery, hits), asked, known.images, known.generation)
 
 
-def shares(gallery: Gallery, hits: Sequence[Hit]) -> dict[int, float]:
+def shares(gallery: AnyGallery, hits: Sequence[Hit]) -> dict[int, float]:
     """By id, the share of random pairs that are less alike; empty where the gallery is too small to say."""
     background = Background.of(gallery) if hits else None
     if background is None:
@@ -65,7 +70,7 @@ def shares(gallery: Gallery, hits: Sequence[Hit]) -> dict[int, float]:
     return {hit.id: float(share) for hit, share in zip(hits, found, strict=True)}
 
 
-def _query_vector(gallery: Gallery, wanted: Search) -> Vectors:
+def _query_vector(gallery: AnyGallery, wanted: Search) -> Vectors:
     vectors = []
     for i, query in enumerate(wanted.queries):
         vector = query.vector if query.id is None else gallery.vector(query.id)
@@ -83,7 +88,7 @@ def _query_vector(gallery: Gallery, wanted: Search) -> Vectors:
 
 
 def _page(
-    gallery: Gallery, vector: Vectors, wanted: Search, near: float | None, most: int
+    gallery: AnyGallery, vector: Vectors, wanted: Search, near: float | None, most: int
 ) -> tuple[list[list[Hit]], bool]:
     """Groups of the page, and whether there are more. From the cosine ``near`` on, results are folded into one.
 
@@ -102,7 +107,7 @@ def _page(
         reach = min(most, 2 * reach)
 
 
-def _folded(gallery: Gallery, hits: Sequence[Hit], near: float) -> list[list[Hit]]:
+def _folded(gallery: AnyGallery, hits: Sequence[Hit], near: float) -> list[list[Hit]]:
     if len(hits) < 2:
         return [[hit] for hit in hits]
     try:

@@ -23,12 +23,13 @@ from starlette.responses import Response
 
 from clf.errors import ClfError
 from clf_serve.deployment import Deployment
-from clf_serve.gallery import Gallery, Hit, Item, Where
+from clf_serve.gallery import Hit, Item, Where
 from clf_serve.http.replies import JsonReply
 from clf_serve.page.layout import Page
 from clf_serve.page.state import parse_where
 from clf_serve.problems import Problem
 from clf_serve.projection import Drawing, Projection, Projections, has_umap
+from clf_serve.stores import AnyGallery
 
 LIGHT = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499")
 """P. Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021: "muted", told apart with any colour vision."""
@@ -93,14 +94,14 @@ class _Routes:
         mark = 2**62 + 1
         return self._page.picture(Hit(mark, "", 0.0), deployment).replace(str(mark), "ID")
 
-    def _drawn(self, gallery: Gallery, kind: str, again: bool) -> Projection | Drawing:
+    def _drawn(self, gallery: AnyGallery, kind: str, again: bool) -> Projection | Drawing:
         if kind == "umap":
             return self._projections.umap(gallery, again=again)
         if kind != "pca":
             raise Problem(400, "invalid_kind", f"kind must be pca or umap, not {kind[:20]!r}", param="kind")
         return self._projections.pca(gallery)
 
-    def _reply(self, gallery: Gallery, drawn: Projection, field: str | None, where: Where | None) -> dict[str, Any]:
+    def _reply(self, gallery: AnyGallery, drawn: Projection, field: str | None, where: Where | None) -> dict[str, Any]:
         ids = drawn.ids.tolist()
         found = {item.id: item for item in gallery.items(ids)} if field else {}
         fields = [
@@ -200,7 +201,7 @@ def _where(text: str) -> Where | None:
         raise Problem(400, "invalid_filter", f"where: this is no JSON ({error})", param="where") from error
 
 
-def _passing(gallery: Gallery, ids: Sequence[int], where: Where) -> set[int]:
+def _passing(gallery: AnyGallery, ids: Sequence[int], where: Where) -> set[int]:
     """Which of these the filter lets through; the rest of the gallery is not looked at."""
     found: set[int] = set()
     for start in range(0, len(ids), _AT_ONCE):

@@ -125,7 +125,6 @@ class _Routes:
             wanted = parse_search(tree)
             with self._page.using(wanted.gallery) as deployment:
                 found = await find(deployment, wanted, self._service.memory, job.call, self._service.limits.max_k)
-                gallery = deployment.require_gallery()
                 links = self._links(deployment, wanted.gallery)
 
                 asked = {str(item.id): {"name": item.uri, "picture": links.picture(item)} for item in found.asked}
@@ -135,8 +134,8 @@ class _Routes:
                     "folded": sum(len(group) - 1 for group in found.groups),
                     "more": found.more,
                     "among": found.among,
-                    "images": len(gallery),
-                    "generation": gallery.generation,
+                    "images": found.images,
+                    "generation": found.generation,
                     "asked": asked,
                     "times": _times(job.call),
                 }

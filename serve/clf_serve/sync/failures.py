@@ -19,7 +19,7 @@ class Failures:
     """What is known of the broken files below one folder.
 
     Args:
-        gallery: the gallery's folder.
+        gallery: the gallery's folder, or another for what may be lost.
         root: the folder that is indexed; real path.
     """
 
@@ -61,7 +61,7 @@ class Failures:
             return
         draft = self._path.with_suffix(".tmp")
         with suppress(OSError):  # on a full disk they are tried again
-            self._path.parent.mkdir(exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps({"root": self._root, "decoders": self.decoders, "files": self._files}))
             draft.replace(self._path)
             self._saved = dict(self._files)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from clf import images
 from clf.errors import DataError
-from clf_serve.gallery import Gallery
+from clf_serve.stores import AnyGallery
 from clf_serve.sync.syncing import Advance, IndexReport, Settings, Sync
 from clf_serve.sync.thumbnails import THUMBNAIL, thumbnail
 
@@ -43,7 +43,7 @@ def list_images(path: Path) -> list[Path]:
 
 
 def index_images(
-    gallery: Gallery,
+    gallery: AnyGallery,
     engine: Engine | Callable[[], Engine],
     source: Path,
     settings: Settings | None = None,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clf import images
 from clf.errors import ImageError
 from clf_serve.files import Chunk, Skipped
-from clf_serve.gallery import Entry, Gallery, Item
+from clf_serve.gallery import Entry, Item
+from clf_serve.stores import AnyGallery
 from clf_serve.sync.exif import NAMES, photo_facts
 from clf_serve.sync.scanning import File
 from clf_serve.sync.thumbnails import thumbnail
@@ -100,7 +101,7 @@ class Intake:
         pixels = images.resize(picture, self._size)
         return pixels, Loaded(file, digest, facts, picture.width, picture.height, thumbnail(picture))
 
-    def commit(self, chunk: Chunk[Loaded], gallery: Gallery) -> None:
+    def commit(self, chunk: Chunk[Loaded], gallery: AnyGallery) -> None:
         """Writes what came out of :meth:`load`, and then the copies of what is written."""
         skipped = []
         for path, reason in chunk.skipped:
@@ -117,7 +118,7 @@ class Intake:
             self._report.removed += gallery.delete(ids)
         self._report.skipped += skipped
 
-    def _write(self, gallery: Gallery, read: list[tuple[Loaded, Vectors]]) -> None:
+    def _write(self, gallery: AnyGallery, read: list[tuple[Loaded, Vectors]]) -> None:
         if not read:
             return
         present = self._present(gallery, [loaded.file for loaded, _ in read])
@@ -127,7 +128,7 @@ class Intake:
         self._report.updated += updated
         self._report.added += len(read) - updated
 
-    def _write_copies(self, gallery: Gallery) -> list[Skipped]:
+    def _write_copies(self, gallery: AnyGallery) -> list[Skipped]:
         """Those whose first is written; the ones whose first has failed come back with its reason."""
         skipped, waiting, found = [], [], []
         for loaded in self._waiting:
@@ -150,7 +151,7 @@ class Intake:
         self._write(gallery, copies)
         return skipped
 
-    def _with_vectors(self, gallery: Gallery, copies: list[Loaded]) -> Iterator[tuple[Loaded, Vectors]]:
+    def _with_vectors(self, gallery: AnyGallery, copies: list[Loaded]) -> Iterator[tuple[Loaded, Vectors]]:
         items = {item.sha256: item for item in gallery.items(list({self._sources[c.sha256] for c in copies}))}
         vectors = dict(zip(items, gallery.vectors([item.id for item in items.values()]), strict=True)) if items else {}
         for copy in copies:
@@ -162,7 +163,7 @@ class Intake:
                     vectors[copy.sha256],
                 )
 
-    def _present(self, gallery: Gallery, files: list[File]) -> dict[str, Item]:
+    def _present(self, gallery: AnyGallery, files: list[File]) -> dict[str, Item]:
         """The entries that these files replace, by key."""
         ids = {self._ids[file.key]: file.key for file in files if file.key in self._ids}
         return {item.key: item for item in gallery.items(list(ids)) if ids[item.id] == item.key} if ids else {}

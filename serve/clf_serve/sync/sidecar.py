@@ -20,8 +20,8 @@ from typing import Any
 
 from clf import images
 from clf.errors import DataError, did_you_mean, missing_extra
-from clf_serve.gallery import Gallery
 from clf_serve.gallery.metadata import EntryError, encode
+from clf_serve.stores import AnyGallery
 from clf_serve.sync.scanning import root_of
 
 Row = dict[str, Any]
@@ -91,8 +91,8 @@ def read_sidecar(path: Path | None, source: Path) -> Sidecar | None:
 
 
 def apply_metadata(
-    reader: Gallery,
-    writing: Callable[[], AbstractContextManager[Gallery]],
+    reader: AnyGallery,
+    writing: Callable[[], AbstractContextManager[AnyGallery]],
     sidecar: Sidecar,
     names: Mapping[str, str],
 ) -> tuple[int, list[str]]:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from clf.manifest import sha256_file
 from clf_serve.cores import usable_cores
 from clf_serve.files import Skipped, ahead
-from clf_serve.gallery import Gallery, Known
+from clf_serve.gallery import Known
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import AnyGallery
 from clf_serve.sync.comparing import Plan, compare, match
 from clf_serve.sync.failures import Failures
 from clf_serve.sync.scanning import File, root_of
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 Begin = Callable[[str, int], None]
 Advance = Callable[[int], None]
-Writing = Callable[[], AbstractContextManager[Gallery]]
+Writing = Callable[[], AbstractContextManager[AnyGallery]]
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Sync:
 
     def __init__(
         self,
-        reader: Gallery,
+        reader: AnyGallery,
         writing: Writing,
         engine: Engine | Callable[[], Engine],
         source: Path,
@@ -119,7 +121,7 @@ class Sync:
     def run(self) -> IndexReport:
         """Raises as :func:`clf_serve.sync.indexing.index_images`."""
         sidecar = read_sidecar(self._settings.metadata, self._source)
-        failures = Failures(self._reader.folder, root_of(self._source))
+        failures = Failures(self._reader.place.notes, root_of(self._source))
         known = self._reader.listing()
         plan = compared(
             self._source, known, failures, self._settings, sidecar, self._begin, self._advance, rests=self._rests
@@ -166,15 +168,15 @@ class Sync:
         return set(intake.broken)
 
 
-def rehearse(source: Path, gallery: Path, known: dict[str, Known], settings: Settings) -> IndexReport:
+def rehearse(source: Path, gallery: AnyPlace, known: dict[str, Known], settings: Settings) -> IndexReport:
     """What a run would do, without doing any of it. Copies of new images count as added or updated.
 
     Args:
-        gallery: its folder, which need not exist.
+        gallery: its place, where there need not be one yet.
         known: its entries.
     """
     sidecar = read_sidecar(settings.metadata, source)
-    plan = compared(source, known, Failures(gallery, root_of(source)), settings, sidecar)
+    plan = compared(source, known, Failures(Place.of(gallery).notes, root_of(source)), settings, sidecar)
     report = IndexReport(unchanged=plan.unchanged, renamed=plan.renamed, touched=plan.touched, kept=plan.kept)
     report.updated = sum(file.key in known for file in plan.files)
     report.added = len(plan.files) - report.updated

@@ -14,6 +14,7 @@ from clf.errors import DataError, GalleryError, did_you_mean
 from clf.manifest import read_manifest
 from clf_serve.gallery import Entry, Gallery, Identity, Where
 from clf_serve.gallery.vectors import is_unit
+from clf_serve.place import AnyPlace
 from clf_serve.transfer.lines import write_csv, write_jsonl
 from clf_serve.transfer.npz import NpzReader, write_npz
 from clf_serve.transfer.parquet import ParquetReader, load_pyarrow, write_parquet
@@ -40,7 +41,7 @@ _READERS: Mapping[str, Callable[[Path], _Reader]] = {".parquet": ParquetReader, 
 
 
 def export_gallery(
-    folder: Path,
+    gallery: AnyPlace,
     output: Path,
     parts: Parts,
     where: Where | None = None,
@@ -57,7 +58,7 @@ def export_gallery(
 
     Raises:
         DataError: an unknown suffix, or the file cannot be written; an earlier one is kept.
-        GalleryError: the gallery is missing or damaged.
+        GalleryError: the gallery is missing or damaged; one in a store was written to meanwhile.
         MissingExtraError: .parquet without pyarrow.
     """
     write = _WRITERS.get(output.suffix)
@@ -68,7 +69,7 @@ def export_gallery(
         raise DataError(".csv holds no pictures; leave --thumbnails out, or name a .parquet, .npz or .jsonl file")
     if write is write_parquet:
         load_pyarrow()
-    with snapshot(folder, where) as images, whole(output) as draft:
+    with snapshot(gallery, where) as images, whole(output) as draft:
         begin(len(images))
         write(draft, images, parts, progress)
         return len(images)

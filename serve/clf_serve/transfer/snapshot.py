@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clf.errors import GalleryError
 from clf_serve.gallery import Gallery, Identity, Item, Where
 from clf_serve.gallery import rows as gallery_rows
 from clf_serve.gallery.database import Database
 from clf_serve.gallery.faults import DamageError
 from clf_serve.gallery.matching import Matching
+from clf_serve.place import AnyPlace, Place
+from clf_serve.stores import StoreGallery, open_gallery
 
 ROWS = 4096
 """Images read at a time."""
@@ -120,13 +122,60 @@ class Snapshot:
         return [gallery_rows.picture(found.get(item.id, b""), item.id) for item in items]
 
 
+class StoreSnapshot(Snapshot):
+    """Of a gallery in a store, which cannot be held still: the reading fails when somebody writes meanwhile.
+
+    All methods raise GalleryError.
+    """
+
+    def __init__(self, gallery: StoreGallery, where: Where | None) -> None:
+        self.model = gallery.model
+        self._gallery = gallery
+        self._generation = gallery.generation
+        self._ids = gallery.ids(where)
+
+    def items(self) -> Iterator[list[Item]]:
+        for start in range(0, len(self._ids), ROWS):
+            items = self._gallery.items(self._ids[start : start + ROWS].tolist())
+            self._check()
+            yield items
+
+    def columns(self, *names: str) -> Iterator[list[tuple[Any, ...]]]:
+        for items in self.items():
+            yield [tuple(getattr(item, name) for name in names) for item in items]
+
+    def _vectors(self, items: list[Item], ids: str) -> NDArray[np.float32]:
+        try:
+            return self._gallery.vectors([item.id for item in items])
+        except KeyError:
+            raise self._changed() from None
+
+    def _thumbnails(self, items: list[Item], ids: str) -> list[bytes]:
+        found = self._gallery.thumbnails([item.id for item in items])
+        self._check()
+        return found
+
+    def _check(self) -> None:
+        if self._gallery.generation != self._generation:
+            raise self._changed()
+
+    def _changed(self) -> GalleryError:
+        return GalleryError(f"{self._gallery.place} was written to while it was read; run this again")
+
+
 @contextmanager
-def snapshot(folder: Path, where: Where | None = None) -> Iterator[Snapshot]:
-    """The state of a gallery when this is entered; writers go on, and are not seen.
+def snapshot(gallery_: AnyPlace, where: Where | None = None) -> Iterator[Snapshot]:
+    """The state of a gallery when this is entered. Of a folder writers go on and are not seen.
 
     Raises:
         GalleryError: it is missing, damaged, or of another format.
     """
+    place = Place.of(gallery_)
+    if (folder := place.folder) is None:
+        with open_gallery(place) as opened:
+            assert isinstance(opened, StoreGallery)
+            yield StoreSnapshot(opened, where)
+        return
     with Gallery(folder) as gallery:
         model = gallery.model
     with closing(Database(folder, write=False)) as database, database.reading() as connection:
