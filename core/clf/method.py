@@ -170,6 +170,8 @@ class Context(Protocol):
 
         Write the loss of the local rows against the gathered ones, as a mean over the local rows: the backward of
         gather sums over ranks and gradients are then averaged, which is the gradient of the mean over all M rows.
+        A loss of all rows at once, such as that of a covariance, is computed from gathered rows and returned by every
+        rank as it is.
         """
         ...
 
@@ -224,6 +226,8 @@ class Method(nn.Module, ABC, Generic[C]):
     """The plugin name, as in ``clf train --plugin NAME`` and the entry point."""
     Config: ClassVar[type[MethodConfig]]
     """The subclass of :class:`MethodConfig` that ``method.*`` keys are read into."""
+    paper: ClassVar[str] = ""
+    """Authors, title, venue, arXiv number or DOI, in one line; ``clf plugins show NAME`` prints it with its address."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Recommended values of engine keys, e.g. ``{"optimizer.name": "sgd"}``; files and the command line win."""
     tiny: ClassVar[Mapping[str, Any]] = {}

@@ -44,6 +44,10 @@ class Masked(clf.Batch):
 class BatchCuration(SimCLR):
     name = "batch_curation"
     Config = BatchCurationConfig
+    paper = (
+        "Welle, Poklukar, Kragic, Batch Curation for Unsupervised Contrastive Representation Learning, 2021, "
+        "arXiv 2108.08643"
+    )
     config: BatchCurationConfig
     tiny = {"method.start_epoch": 0, "method.phi": 0.3}  # noqa: RUF012
     min_batch_size = 64  # so that a rank has steps of half a percent

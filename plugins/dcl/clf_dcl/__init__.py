@@ -53,6 +53,9 @@ class DecoupledMethod:
 
     name: ClassVar[str] = "dcl"
     Config: ClassVar[Any] = DCLConfig
+    paper: ClassVar[str] = (
+        "Yeh, Hong, Hsu, Liu, Chen, LeCun, Decoupled Contrastive Learning, ECCV 2022, arXiv 2110.06848"
+    )
     min_batch_size: ClassVar[int] = 16  # for batch norm; the paper's point is that the loss does with small batches
 
     settings: DCLConfig

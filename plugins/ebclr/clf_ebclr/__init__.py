@@ -28,6 +28,7 @@ _RESTART = 0.2  # CIFAR-10 and CIFAR-100
 class EBCLR(clf.Method[EBCLRConfig]):
     name = "ebclr"
     Config = EBCLRConfig
+    paper = "Kim, Ye, Energy-Based Contrastive Learning of Visual Representations, NeurIPS 2022, arXiv 2202.04933"
     tiny: ClassVar[Mapping[str, Any]] = {"method.buffer_size": 48, "method.sgld_steps": 2}
     defaults: ClassVar[Mapping[str, Any]] = {
         "backbone.norm": "none",

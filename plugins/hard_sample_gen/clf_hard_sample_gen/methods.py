@@ -27,6 +27,10 @@ class HardSample(clf.Method[Any]):
     The base's modules are made first and see nothing of the game, so in the warm-up it is the base method bit by bit.
     """
 
+    paper: ClassVar[str] = (
+        "Wu, Wang, Zeng, Shi, Hu, Synthetic Data Can Also Teach: Synthesizing Effective Data for Unsupervised Visual "
+        "Representation Learning, AAAI 2023, arXiv 2202.06464"
+    )
     tiny: ClassVar[Mapping[str, Any]] = {
         "method.gan": "tiny",
         "method.gan_steps": 4,

@@ -52,6 +52,11 @@ class MoCoConfig(clf.MethodConfig):
 class MoCo(clf.Method[MoCoConfig]):
     name = "moco"
     Config = MoCoConfig
+    paper = (
+        "He, Fan, Wu, Xie, Girshick, Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020, "
+        "arXiv 1911.05722; Chen, Fan, Girshick, He, Improved Baselines with Momentum Contrastive Learning, "
+        "arXiv 2003.04297"
+    )
     defaults = {  # noqa: RUF012
         "optimizer.name": "sgd",  # with the engine's lr 0.03 x batch/256, weight decay 1e-4 and momentum 0.9: v1's
         "optimizer.decay_norm_and_bias": True,

@@ -26,6 +26,10 @@ class SimCLRConfig(clf.MethodConfig):
 class SimCLR(clf.Method[SimCLRConfig]):
     name = "simclr"
     Config = SimCLRConfig
+    paper = (
+        "Chen, Kornblith, Norouzi, Hinton, A Simple Framework for Contrastive Learning of Visual Representations, "
+        "ICML 2020, arXiv 2002.05709"
+    )
 
     def __init__(self, backbone: clf.Backbone, config: SimCLRConfig, data: clf.DataSpec) -> None:
         super().__init__(backbone, config, data)
