@@ -1,7 +1,7 @@
 """clf: from unlabelled images to a search engine over them.
 
-The public names below are what a method plugin may use, with the modules :mod:`clf.losses` and :mod:`clf.nn`. They
-load on first use, so that ``import clf`` costs nothing and needs no torch.
+The public names below are what a plugin may use, with the modules that :mod:`clf.public` names. They load on first use,
+so that ``import clf`` costs nothing and needs no torch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ _EXPORTS = {
     "Backbone": "clf.backbones",
     "Batch": "clf.method",
     "BatchStream": "clf.method",
+    "Callback": "clf.callbacks",
     "ClfError": "clf.errors",
     "ConfigError": "clf.errors",
     "Context": "clf.method",
+    "DataError": "clf.errors",
     "DataSpec": "clf.method",
+    "Evaluator": "clf.evaluators",
     "Group": "clf.method",
     "Method": "clf.method",
     "MethodConfig": "clf.method",
@@ -30,11 +33,16 @@ _EXPORTS = {
     "saved_method": "clf.saved",
     "simclr_recipe": "clf.augment",
 }
+_DEPRECATED: dict[str, tuple[str, str, str]] = {}
+"""By old name: the new one, written with its module; the version since which it is deprecated; the one it is gone in.
+"""
 
 if TYPE_CHECKING:
     from clf.augment import Augment, Recipe, simclr_recipe
     from clf.backbones import Backbone
-    from clf.errors import ClfError, ConfigError
+    from clf.callbacks import Callback
+    from clf.errors import ClfError, ConfigError, DataError
+    from clf.evaluators import Evaluator
     from clf.hookspecs import hookimpl
     from clf.method import Batch, BatchStream, Context, DataSpec, Group, Method, MethodConfig, StepOutput
     from clf.saved import SavedMethod, saved_method
@@ -44,10 +52,13 @@ __all__ = [
     "Backbone",
     "Batch",
     "BatchStream",
+    "Callback",
     "ClfError",
     "ConfigError",
     "Context",
+    "DataError",
     "DataSpec",
+    "Evaluator",
     "Group",
     "Method",
     "MethodConfig",
@@ -64,6 +75,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
+    if name in _DEPRECATED:
+        return import_module("clf.public").deprecated(name, _DEPRECATED)
     raise AttributeError(f"module 'clf' has no attribute {name!r}")
 
 

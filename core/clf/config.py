@@ -35,7 +35,13 @@ class RunSection(Section):
 
 
 class DataSection(Section):
-    name: str = Field("shapes", description="data source: shapes, digits, npz, folder, mnist, fashion_mnist, ...")
+    """Which images: the keys ``data.*``, as a data source gets them."""
+
+    name: str = Field(
+        "shapes",
+        description="data source: shapes, digits, npz, folder, mnist, fashion_mnist, ..., or of a plugin: PLUGIN, "
+        "PLUGIN:SOURCE, ./file.py",
+    )
     root: str | None = Field(None, description="file or folder of the source; torchvision sets: where they lie")
     image_size: int | None = Field(None, ge=8, le=1024, description="side of a view in pixels; derived from the source")
     test_fraction: float = Field(
@@ -162,6 +168,16 @@ class MonitorSection(Section):
     stop_on_collapse: bool = Field(
         False, description="end the training when two measurements in a row find the representation collapsed"
     )
+    callbacks: tuple[str, ...] = Field(
+        (), description="further observers, by plugin or file: wandb, or [wandb, ./my_callback.py]"
+    )
+
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _listed(cls, callbacks: Any) -> Any:
+        if isinstance(callbacks, str):
+            return [word.strip() for word in callbacks.split(",") if word.strip()]
+        return callbacks
 
     @field_validator("stop_on_collapse")
     @classmethod
@@ -364,7 +380,7 @@ def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         rest = [a for a in arguments if a is not type(None)]
         words = " or ".join(_type_words(a) for a in rest) + (" or null" if len(rest) < len(arguments) else "")
     elif origin is tuple:
-        words = "[" + ", ".join(_type_words(a) for a in arguments) + "]"
+        words = "[" + ", ".join("..." if a is Ellipsis else _type_words(a) for a in arguments) + "]"
     elif origin is not None:
         words = getattr(origin, "__name__", str(origin))
     else:

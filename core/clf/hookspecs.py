@@ -20,6 +20,7 @@ import pluggy
 if TYPE_CHECKING:
     from clf.callbacks import Callback
     from clf.data import Source
+    from clf.evaluators import Evaluator
     from clf.method import Method
 
 PROJECT = "clf"
@@ -37,11 +38,19 @@ def clf_methods() -> Sequence[type[Method[Any]]]:  # type: ignore[empty-body]
 def clf_datasets() -> Sequence[Source]:  # type: ignore[empty-body]
     """Data sources of this plugin: functions ``(section, seed, progress) -> clf.data.DataSource``.
 
-    Each goes by its attribute ``name``, or else by the function's own name; the one that goes by the entry point's is
-    used for ``data.name=NAME``.
+    Each goes by its attribute ``name``, or else by the function's own name. The one that goes by the entry point's is
+    used for ``data.name=NAME``, any for ``data.name=PLUGIN:SOURCE``.
     """
 
 
 @hookspec
+def clf_evaluators() -> Sequence[type[Evaluator]]:  # type: ignore[empty-body]
+    """Measurements for ``clf evaluate RUN --evaluator PLUGIN``: classes that are made without arguments."""
+
+
+@hookspec
 def clf_callbacks() -> Sequence[type[Callback]]:  # type: ignore[empty-body]
-    """Observers of the runs of this plugin's methods: classes that are made without arguments."""
+    """Observers of a training: classes that are made without arguments.
+
+    They watch the runs of this plugin's methods, and those that name the plugin in ``monitor.callbacks``.
+    """

@@ -10,6 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "Decoupled",
+    "attraction_weights",
+    "dcl",
+    "decouple",
+    "decouple_views",
+    "info_nce",
+    "info_nce_logits",
+    "nt_xent",
+    "unit",
+]
+
 
 def nt_xent(
     a: Tensor,

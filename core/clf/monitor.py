@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clf.augment import Augment
-from clf.callbacks import Callback
+from clf.callbacks import Watcher
 from clf.config import MonitorSection
 from clf.data import DataSource, Split
 from clf.diagnostics import Diagnostics, diagnose, verdict
@@ -108,7 +108,7 @@ def plan(section: MonitorSection, *, epochs: int, work: float, bank: int, querie
     return next((p for p in plans if p.count * cost(images) <= budget), Plan(epochs, images, epochs))
 
 
-class Monitor(Callback):
+class Monitor(Watcher):
     """Measures the encoder as :func:`plan` says, and speaks up when something is wrong.
 
     ``monitor.stop_on_collapse`` ends the training when two measurements in a row find it collapsed: an untrained

@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clf.errors import ConfigError
 
+__all__ = ["Queue", "SplitBatchNorm", "mlp", "momentum_update", "split_batch_norm"]
+
 
 def mlp(*widths: int, batch_norm: bool = True, last_batch_norm: bool = False) -> nn.Sequential:
     """A projector: linear layers with ReLU between them, ``mlp(512, 512, 128)`` has two.
@@ -92,7 +94,10 @@ class Queue(nn.Module):
             ValueError: n does not divide the length, or E is another.
         """
         if len(rows) == 0 or len(self) % len(rows) or rows.shape[1:] != self.rows.shape[1:]:
-            raise ValueError(f"a queue of shape {tuple(self.rows.shape)} cannot take rows of {tuple(rows.shape)}")
+            raise ValueError(
+                f"a queue of shape {tuple(self.rows.shape)} cannot take rows of {tuple(rows.shape)}: their number must "
+                "divide its length, and their width must be its own"
+            )
         places = self.pointer + torch.arange(len(rows), device=self.rows.device)  # (n,), never past the end
         self.rows = self.rows.index_copy(0, places, rows.to(self.rows.dtype))
         self.pointer = (self.pointer + len(rows)) % len(self)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from clf.callbacks import Callback
+from clf.callbacks import Watcher
 
 if TYPE_CHECKING:
     from clf.trainer import Trainer
@@ -20,7 +20,7 @@ PLAIN_EVERY = 10.0
 """Seconds between lines where the output is not a terminal."""
 
 
-class Progress(Callback):
+class Progress(Watcher):
     """Loss, images per second, time left, and what the monitor measured: k-NN accuracy, or RankMe without labels.
 
     It goes quiet when its output can no longer be written, and the training goes on.

@@ -54,6 +54,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_callbacks_that_a_study_names_watch_its_trainings(tmp_path: Path) -> None:
+    path = tmp_path / "marks.py"
+    path.write_text(
+        "import clf\n\nclass Marks(clf.Callback):\n    def on_end(self, trainer):\n"
+        "        (trainer.run.path / 'marked').write_text(trainer.state)\n"
+    )
+    study = study_at(tmp_path, seeds=[0], base={**TOY["base"], "monitor.callbacks": [str(path)]})
+    assert run_study(study, tmp_path / "out").done == 1
+    assert [each.read_text() for each in (tmp_path / "out").rglob("marked")] == ["complete"]
+
+
 @contextmanager
 def killed_in(target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes at the end of the first call."""

@@ -10,10 +10,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from clf.commands import completion
+from clf.commands.opened import opened
 from clf.commands.output import print_json, print_table, print_text
-from clf.errors import ExportError
+from clf.errors import ExportError, PluginError
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name inside --runs.")]
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run folder, or its name inside --runs.", autocompletion=completion.runs),
+]
 RunsFolder = Annotated[str, typer.Option("--runs", metavar="FOLDER", help="The folder that holds all runs.")]
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -23,9 +28,17 @@ def evaluate(
     run: RunName,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="data.KEY=VALUE", help="Settings of the data.", show_default=False),
+        typer.Argument(
+            metavar="data.KEY=VALUE",
+            help="Settings of the data.",
+            show_default=False,
+            autocompletion=completion.data_settings,
+        ),
     ] = None,
-    on: Annotated[str | None, typer.Option(metavar="DATA", help="Another data set, named as data.name.")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Another data set, named as data.name.", autocompletion=completion.sources),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also 1 % and 10 % of the labels, few shots, retrieval; and each class.")
     ] = False,
@@ -36,18 +49,28 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="N", help="Epochs of fine-tuning; includes --fine-tune. [default: 20]"),
     ] = None,
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Also what evaluators of plugins measure: a plugin, PLUGIN:EVALUATOR, or ./file.py.",
+            show_default=False,
+            autocompletion=completion.evaluators,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     runs_dir: RunsFolder = "runs",
 ) -> None:
     """Measure a run's encoder beside an untrained one and raw pixels: k-NN and a linear probe where labels exist."""
-    from clf.runs import open_run
     from clf.settings import data_section
 
-    found = open_run(run, runs_dir)
+    found = opened(run, runs_dir)
     section = data_section(found.config(), on, words or [])
     from clf.evaluate import evaluate_run, render
     from clf.evaluate.fine_tune import EPOCHS
+    from clf.evaluate.plugged import Evaluators
 
+    evaluators = Evaluators(evaluator or [])
     epochs = fine_tune_epochs or (EPOCHS if fine_tune else None)
     with Console(stderr=True).status("") as status:
         evaluation = evaluate_run(
@@ -55,13 +78,16 @@ def evaluate(
             section,
             everything=everything,
             fine_tune_epochs=epochs,
+            evaluators=evaluators if evaluator else None,
             say=lambda what: status.update(escape(what)),
         )
     if as_json:
         print_json(evaluation.model_dump(mode="json"))
-        return
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    console.print(render(evaluation, classes=everything))
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+        console.print(render(evaluation, classes=everything))
+    if evaluators.complaints:
+        raise PluginError(" ".join([*evaluators.complaints, "All else was measured and written."]))
 
 
 def export(
@@ -82,10 +108,9 @@ def export(
 ) -> None:
     """Export a run's encoder to ONNX, and prove that it gives the trainer's own embeddings."""
     from clf.manifest import MODEL_FILE, variant_names
-    from clf.runs import open_run
 
     names = variant_names(variants)
-    found = open_run(run, runs_dir)
+    found = opened(run, runs_dir)
     from clf import export as exporting
     from clf.variants import COLUMNS, doubts, rows
 
@@ -109,9 +134,8 @@ def export(
 
 def report(run: RunName, runs_dir: RunsFolder = "runs") -> None:
     """Write a run's report: curves, neighbours of a few queries and verdicts, as one HTML file."""
-    from clf.runs import open_run
 
-    found = open_run(run, runs_dir)
+    found = opened(run, runs_dir)
     from clf.report import write_report
 
     print_text(f"Wrote {write_report(found)}")

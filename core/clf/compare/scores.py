@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeGuard
 
-from clf.evaluate.results import Evaluation, Representation, read_evaluations
+from clf.evaluate.results import Evaluation, Representation, evaluator_key, read_evaluations
 from clf.runs import Run
 
 Record = Mapping[str, Any]
@@ -135,6 +135,10 @@ def _scores(row: Representation) -> Iterator[tuple[Measure, float | None]]:
                 yield accuracy(f"retrieval_{kind}_{k}", f"{kind}@{k}", "retrieval", minor), value
     if row.fine_tuned:
         yield accuracy("fine_tuned", "fine-tuned", "fine-tuning"), row.fine_tuned.accuracy
+    for name, figures in row.extra.items():
+        for figure, found in figures.items():
+            told_by = evaluator_key(name)
+            yield Measure(f"{told_by}: {figure}", f"{name}: {figure}", "neither", told_by=told_by), found
     if row.diagnostics:
         yield RANK_ME, row.diagnostics.rank_me
         yield ALIGNMENT, row.diagnostics.alignment

@@ -1,7 +1,17 @@
-"""Data sources: from ``data.*`` settings to images in memory, split for training and evaluation.
+"""Data sources: from ``data.*`` settings to images, split for training and evaluation.
 
-A source is a function ``(section, seed, progress) -> DataSource``. Built-in ones are listed below by the place of
-their function and imported when asked for; further ones, from plugins, are passed in by the caller.
+A source is a function of ``(section, seed, progress)`` that returns a :class:`DataSource`. One of a plugin reads its
+own settings with :func:`read_options` and :func:`required_root`, and hands what it has read to :func:`from_arrays`, or
+to :func:`from_table` where the images are too many for the memory::
+
+    def birds(section, seed, progress):
+        read_options(section, {})
+        images = numpy.load(required_root(section, "the .npy file"))  # (n, C, H, W) uint8
+        return from_arrays(section, seed, (images, None))
+
+The same settings must give the same data set, whatever the seed is, but for the images that ``data.limit`` takes.
+Built-in sources are listed in :mod:`clf.sources` and imported when asked for; further ones, from plugins, are passed in
+by the caller.
 """
 
 from __future__ import annotations
@@ -11,10 +21,24 @@ from importlib import import_module
 from typing import cast
 
 from clf.config import DataSection
-from clf.data.source import DataSource, Images, ImageTable, Progress, Skipped, Source, Split, from_arrays
+from clf.data.source import (
+    DataSource,
+    Images,
+    ImageTable,
+    Progress,
+    Skipped,
+    Source,
+    Split,
+    from_arrays,
+    read_options,
+    required_root,
+)
+from clf.data.tables import from_table
 from clf.errors import ConfigError, did_you_mean
+from clf.sources import BUILT_IN
 
 __all__ = [
+    "DataSection",
     "DataSource",
     "ImageTable",
     "Images",
@@ -23,26 +47,15 @@ __all__ = [
     "Source",
     "Split",
     "from_arrays",
-    "load_source",
-    "source_names",
+    "from_table",
+    "read_options",
+    "required_root",
 ]
-
-_BUILT_IN = {
-    "shapes": "clf.data.shapes:load",
-    "digits": "clf.data.arrays:load_digits",
-    "npz": "clf.data.arrays:load_npz",
-    "folder": "clf.data.folder:load",
-    "mnist": "clf.data.vision:load",
-    "fashion_mnist": "clf.data.vision:load",
-    "cifar10": "clf.data.vision:load",
-    "cifar100": "clf.data.vision:load",
-    "stl10": "clf.data.vision:load",
-}
 
 
 def source_names(extra: Mapping[str, Source] | None = None) -> list[str]:
     """Every value that ``data.name`` may take."""
-    return [*_BUILT_IN, *(extra or {})]
+    return [*BUILT_IN, *(extra or {})]
 
 
 def load_source(
@@ -64,8 +77,8 @@ def load_source(
         ConfigError: an unknown source or option, or a missing ``data.root``.
         DataError: the data is missing, empty or unreadable.
     """
-    if section.name in _BUILT_IN:
-        module, _, function = _BUILT_IN[section.name].partition(":")
+    if section.name in BUILT_IN:
+        module, _, function = BUILT_IN[section.name].partition(":")
         source = cast(Source, getattr(import_module(module), function))
     elif extra and section.name in extra:
         source = extra[section.name]

@@ -152,12 +152,12 @@ def from_arrays(
         image_size: the source's own choice, where ``data.image_size`` is not set; default: the shorter side.
 
     Raises:
-        DataError: no images, or labels of one class only.
+        DataError: no images, arrays of another shape or type, or labels of one class only.
     """
     name = section.name
+    for part in (train, test or train):
+        _check_arrays(name, *part)
     _check(name, train[1])
-    if len(train[0]) == 0:
-        raise DataError(f"data source {name!r} holds no images")
     fingerprint = _fingerprint(train, test)
     size = section.image_size or image_size or min(train[0].shape[2:])
     full = _split(train, size, names=[str(i) for i in range(len(train[0]))])
@@ -272,6 +272,22 @@ def _split(part: tuple[NDArray[np.uint8], NDArray[np.int64] | None], size: int, 
         labels=None if labels is None else torch.from_numpy(np.asarray(labels, np.int64)),
         names=names,
     )
+
+
+def _check_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
+        raise DataError(
+            f"data source {name!r} gives images as {images.dtype} {images.shape}; they must be uint8 (n, 1 or 3, H, W)"
+        )
+    if len(images) == 0:
+        raise DataError(f"data source {name!r} holds no images")
+    if labels is not None and (np.ndim(labels) != 1 or np.asarray(labels).dtype.kind not in "iub"):
+        raise DataError(
+            f"data source {name!r} gives labels as {np.asarray(labels).dtype} {np.shape(labels)}; they must be whole "
+            "numbers (n,), the places of their names in class_names"
+        )
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"data source {name!r} has {len(labels)} labels for {len(images)} images")
 
 
 def _check(name: str, labels: NDArray[np.int64] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,11 +16,12 @@ from clf import diagnostics, experiment
 from clf.config import Config, DataSection
 from clf.data.stream import Stream
 from clf.diagnostics import Diagnostics
-from clf.evaluate import words
+from clf.evaluate import plugged, words
 from clf.evaluate.features import encode
 from clf.evaluate.fine_tune import fine_tune
 from clf.evaluate.material import DIAGNOSED, PAIRS, Material, other_data, prepare
 from clf.evaluate.pixels import raw_pixels
+from clf.evaluate.plugged import Evaluators
 from clf.evaluate.results import (
     OF_ALL,
     PROTOCOL_NAMES,
@@ -28,6 +29,7 @@ from clf.evaluate.results import (
     FineTuned,
     Representation,
     add_evaluation,
+    evaluator_key,
 )
 from clf.evaluate.results import data_key as data_key
 from clf.evaluate.scores import Labelled, scores
@@ -48,6 +50,7 @@ def evaluate_run(
     *,
     everything: bool = False,
     fine_tune_epochs: int | None = None,
+    evaluators: Evaluators | None = None,
     say: Say = _silent,
 ) -> Evaluation:
     """Measures a run's encoder and its baselines, and adds the result to the run's ``evaluation.json``.
@@ -61,6 +64,7 @@ def evaluate_run(
             and its test split the queries.
         everything: with labels also 1 % and 10 % of them, few shots, and retrieval.
         fine_tune_epochs: train the encoders on the labels too, which is slow, for so many epochs.
+        evaluators: of plugins. What is wrong with them becomes notes of the evaluation and their ``complaints``.
 
     Raises:
         RunError: the run cannot be loaded.
@@ -74,7 +78,8 @@ def evaluate_run(
     material = prepare(source, trained)
     key = data_key(trained.config.data if on is None else on)
     encoders = [*_baselines(trained), ("trained encoder", trained)]
-    rows = _rows(encoders, material, run_device(trained.config), everything, say)
+    with trained.calls.anywhere():
+        rows = _rows(encoders, material, run_device(trained.config), everything, say)
     notes = words.notes(source, material, everything, fine_tune_epochs is not None)
     found = rows[-1].diagnostics
     created = _now()
@@ -97,22 +102,29 @@ def evaluate_run(
         clf_version=clf.__version__,
     )
     evaluation = add_evaluation(run, key, evaluation)
-    if fine_tune_epochs is None or not material.scorable:
-        return evaluation
-    tuned = _fine_tuned(evaluation, encoders, material, fine_tune_epochs, say)
-    return add_evaluation(run, key, tuned.model_copy(update={"seconds": round(time.monotonic() - started, 2)}))
+
+    def add(more: Evaluation) -> Evaluation:
+        return add_evaluation(run, key, more.model_copy(update={"seconds": round(time.monotonic() - started, 2)}))
+
+    if evaluators is not None:
+        with trained.calls.anywhere():
+            evaluation = add(_with_evaluators(evaluation, evaluators, encoders, material, say))
+    if fine_tune_epochs is not None and material.scorable:
+        with trained.calls.anywhere():
+            evaluation = add(_fine_tuned(evaluation, encoders, material, fine_tune_epochs, say))
+    return evaluation
 
 
 def _baselines(trained: Experiment) -> list[tuple[str, Experiment]]:
     """The run before its first step, and without pretrained weights if it had some."""
     config = trained.config
     if not config.backbone.pretrained:
-        return [("random encoder", experiment.build(config, trained.data))]
+        return [("random encoder", experiment.build(config, trained.data, plugin=trained.plugin))]
     untrained = config.backbone.model_copy(update={"pretrained": False, "stem": "original"})
     random = config.model_copy(update={"backbone": untrained})
     return [
-        ("random encoder", experiment.build(random, trained.data)),
-        ("pretrained encoder", experiment.build(config, trained.data)),
+        ("random encoder", experiment.build(random, trained.data, plugin=trained.plugin)),
+        ("pretrained encoder", experiment.build(config, trained.data, plugin=trained.plugin)),
     ]
 
 
@@ -132,7 +144,7 @@ def _rows(
 
 def _measure_pixels(material: Material, seed: int, device: torch.device, everything: bool) -> Representation:
     started = time.monotonic()
-    bank, queries = raw_pixels(material.bank), raw_pixels(material.queries)
+    bank, queries = _features(None, material, device)
     found = _scores(bank, queries, material, seed, device, everything)
     seconds = round(time.monotonic() - started, 2)
     return Representation(name="raw pixels", dim=bank.shape[1], seconds=seconds, **found)
@@ -141,8 +153,7 @@ def _measure_pixels(material: Material, seed: int, device: torch.device, everyth
 def _measure(name: str, what: Experiment, material: Material, device: torch.device, everything: bool) -> Representation:
     started = time.monotonic()
     encoder = what.method.encoder().to(device)
-    bank = encode(encoder, material.bank, device=device)
-    queries = encode(encoder, material.queries, device=device) if len(material.queries) else bank[:0]
+    bank, queries = _features(encoder, material, device)
     scored = _scores(bank, queries, material, what.config.seed, device, everything) if material.scorable else {}
     found = _diagnose(encoder, what, queries if len(queries) > 1 else bank, device)
     seconds = round(time.monotonic() - started, 2)
@@ -157,6 +168,56 @@ def _scores(
     labels = material.bank_labels.to(device), material.query_labels.to(device)
     labelled = Labelled(bank.to(device), labels[0], queries.to(device), labels[1])
     return scores(labelled, material.class_names, seed, everything)
+
+
+def _with_evaluators(
+    evaluation: Evaluation,
+    evaluators: Evaluators,
+    encoders: Sequence[tuple[str, Experiment]],
+    material: Material,
+    say: Say,
+) -> Evaluation:
+    """The evaluation with what evaluators of plugins find: of raw pixels, and of each of its encoders."""
+    fitting = evaluators.fitting(material)
+    trained = encoders[-1][1].config
+    device, found, dims = run_device(trained), {}, {}
+    for name, what in [("raw pixels", None), *encoders] if fitting else []:
+        encoder = None if what is None else what.method.encoder().to(device)
+        bank, queries = _features(encoder, material, device)
+        say(f"{', '.join(each.name for each in fitting)} of {name}")
+        subject = plugged.subject(name, bank, queries, material, encoder, str(device), trained.seed)
+        found[name], dims[name] = evaluators.measure(subject, fitting), bank.shape[1]
+    measured = {each.name for each in fitting if any(each.name in figures for figures in found.values())}
+    rows = [
+        row.model_copy(update={"extra": {**_others(row.extra, measured), **found.get(row.name, {})}})
+        for row in evaluation.representations
+    ]
+    if found.get("raw pixels") and not any(row.name == "raw pixels" for row in rows):
+        pixels = Representation(name="raw pixels", dim=dims["raw pixels"], extra=found["raw pixels"], seconds=0.0)
+        rows = [pixels, *rows]
+    made = [each for each in fitting if each.name in measured]
+    return evaluation.model_copy(
+        update={
+            "representations": tuple(rows),
+            "protocol": {**evaluation.protocol, **plugged.protocols(made)},
+            "notes": (*evaluators.others(evaluation.notes), *evaluators.left_out(material), *evaluators.complaints),
+            "measured": {**evaluation.measured, **{evaluator_key(each.name): _now() for each in made}},
+        }
+    )
+
+
+def _others(extra: Mapping[str, dict[str, float]], measured: Collection[str]) -> dict[str, dict[str, float]]:
+    """Figures of an earlier evaluation that are not measured anew."""
+    return {name: figures for name, figures in extra.items() if name not in measured}
+
+
+def _features(encoder: nn.Module | None, material: Material, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n, D) and (m, D) on the CPU, of pixels without an encoder."""
+    if encoder is None:
+        bank = raw_pixels(material.bank)
+        return bank, raw_pixels(material.queries) if len(material.queries) else bank[:0]
+    bank = encode(encoder, material.bank, device=device)
+    return bank, encode(encoder, material.queries, device=device) if len(material.queries) else bank[:0]
 
 
 def _fine_tuned(

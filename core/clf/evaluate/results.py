@@ -24,6 +24,8 @@ PROTOCOL_NAMES = {
     "fine_tuned": "fine-tuning",
 }
 """Their entries in ``Evaluation.protocol``."""
+EVALUATOR = "evaluator "
+"""How the name of a plugin's evaluator begins in ``Evaluation.protocol`` and ``Evaluation.measured``."""
 NO_GAIN = "Training has not shown a gain"
 """How the note of an evaluation begins whose :func:`gain` is not clear."""
 
@@ -142,6 +144,8 @@ class Representation(Result):
     retrieval: Retrieval | None = None
     fine_tuned: FineTuned | None = None
     diagnostics: Diagnostics | None = None
+    extra: dict[str, dict[str, float]] = {}
+    """By the name of an evaluator of a plugin its figures, by name."""
     seconds: float
 
 
@@ -164,7 +168,7 @@ class Evaluation(Result):
     """How each figure was made, in words."""
     notes: tuple[str, ...] = ()
     measured: dict[str, str] = {}
-    """When each of BESIDES was measured, by name; one that was kept from an earlier evaluation has an earlier time."""
+    """When each of BESIDES and of the evaluators was measured; one that was kept from before has an earlier time."""
     device: str
     seconds: float
     created: str
@@ -215,25 +219,47 @@ def gain(rows: Sequence[Representation], test_images: int) -> Gain | None:
     return Gain(ours, theirs, best.name, error, clear=a - b > error)
 
 
+def evaluator_key(name: str) -> str:
+    """The name of an evaluator in ``Evaluation.protocol`` and ``Evaluation.measured``."""
+    return EVALUATOR + name
+
+
 def with_earlier(new: Evaluation, old: Evaluation) -> Evaluation:
     """The new evaluation with what it did not measure and an earlier one of the same checkpoint and images did."""
-    kept = [name for name in BESIDES if name in old.measured and name not in new.measured]
+    kept = [name for name in old.measured if name not in new.measured]
     if not kept or not new.same_subject(old):
         return new
     found = {row.name: row for row in old.representations}
-    rows = tuple(
-        row.model_copy(update={name: getattr(found[row.name], name) for name in kept}) if row.name in found else row
-        for row in new.representations
-    )
-    words = {key: old.protocol[key] for name in kept if (key := PROTOCOL_NAMES[name]) in old.protocol}
+    rows = [_with_kept(row, found[row.name], kept) if row.name in found else row for row in new.representations]
+    rows = [*_only_earlier(new, old, kept), *rows]
+    words = {key: old.protocol[key] for name in kept if (key := PROTOCOL_NAMES.get(name, name)) in old.protocol}
     return new.model_copy(
         update={
-            "representations": rows,
+            "representations": tuple(rows),
             "protocol": {**new.protocol, **words},
             "notes": tuple(dict.fromkeys([*new.notes, *(n for n in old.notes if not n.startswith(NO_GAIN))])),
             "measured": {**{name: old.measured[name] for name in kept}, **new.measured},
         }
     )
+
+
+def _with_kept(row: Representation, earlier: Representation, kept: Sequence[str]) -> Representation:
+    fields = {name: getattr(earlier, name) for name in kept if name in BESIDES}
+    return row.model_copy(update={**fields, "extra": {**_kept_extra(earlier, kept), **row.extra}})
+
+
+def _kept_extra(earlier: Representation, kept: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {name: figures for name, figures in earlier.extra.items() if evaluator_key(name) in kept}
+
+
+def _only_earlier(new: Evaluation, old: Evaluation, kept: Sequence[str]) -> list[Representation]:
+    """Raw pixels of data without labels, which only an evaluator measures."""
+    names = {row.name for row in new.representations}
+    return [
+        Representation(name=row.name, dim=row.dim, extra=extra, seconds=row.seconds)
+        for row in old.representations
+        if row.name not in names and (extra := _kept_extra(row, kept))
+    ]
 
 
 def data_key(section: DataSection) -> str:

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clf.evaluate.results import PROTOCOL_NAMES, Evaluation, Representation
+from clf.evaluate.results import PROTOCOL_NAMES, Evaluation, Representation, evaluator_key
 from clf.spread import Spread
 
 Cells = tuple[list[str], list[list[str]]]
@@ -54,13 +54,15 @@ def accuracy_cells(evaluation: Evaluation) -> Cells:
 
 
 def further_cells(evaluation: Evaluation) -> dict[str, Cells]:
-    """By title, the tables of few labels, few shots, retrieval and fine-tuning that have rows."""
+    """By title, the tables of few labels, few shots, retrieval, fine-tuning and evaluators that have rows."""
     tables = {
         "few labels: linear probe, ± standard deviation over subsets": few_label_cells(evaluation),
         "few-shot: nearest class mean, ± 95 % interval of the mean": few_shot_cells(evaluation),
         "retrieval: recall@k (R) and precision@k (P)": retrieval_cells(evaluation),
         "fine-tuning on all labels": fine_tuned_cells(evaluation),
     }
+    names = dict.fromkeys(name for row in evaluation.representations for name in row.extra)
+    tables |= {evaluator_key(name): evaluator_cells(evaluation, name) for name in names}
     return {name: cells for name, cells in tables.items() if cells[1]}
 
 
@@ -109,6 +111,17 @@ def fine_tuned_cells(evaluation: Evaluation) -> Cells:
     ]
 
 
+def evaluator_cells(evaluation: Evaluation, name: str) -> Cells:
+    """What an evaluator of a plugin found, as it returned it."""
+    rows = [row for row in evaluation.representations if name in row.extra]
+    heads = list(dict.fromkeys(figure for row in rows for figure in row.extra[name]))
+    cells = [
+        [row.name, *(f"{row.extra[name][head]:.4g}" if head in row.extra[name] else "" for head in heads)]
+        for row in rows
+    ]
+    return ["representation", *heads], cells
+
+
 def class_cells(evaluation: Evaluation) -> Cells:
     """For each class, lowest linear accuracy of the trained encoder first: its test images, the linear probe's share of
     right answers by representation, and the k-NN's of the trained encoder.
@@ -143,7 +156,7 @@ def _kept(evaluation: Evaluation) -> list[str]:
     earlier: dict[str, list[str]] = {}
     for name, time in evaluation.measured.items():
         if time < evaluation.created:
-            earlier.setdefault(time, []).append(PROTOCOL_NAMES[name])
+            earlier.setdefault(time, []).append(PROTOCOL_NAMES.get(name, name))
     return [
         f"Of an earlier evaluation of this checkpoint, {time}: {', '.join(names)}." for time, names in earlier.items()
     ]

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from clf import checkpoint, experiment, locks, training
-from clf.callbacks import Callback
+from clf import checkpoint, experiment, guarded, kept, locks, plugins, training
+from clf.callbacks import Watcher
 from clf.config import Config
 from clf.errors import ClfError, ConfigError, RunError
 from clf.evaluate.measure import data_key
@@ -205,11 +205,13 @@ class Runner:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # else shapes of earlier cells would count as ones that change
         late = LateStop()
-        watchers: list[Callback] = [Line(self._place(cell), self._console), PreparationClock(), late]
+        watchers: list[Watcher] = [Line(self._place(cell), self._console), PreparationClock(), late]
         if config.monitor.knn_every:
             watchers.append(Monitor())
         if cell.after_epochs:
             watchers.append(Probe(cell.after_epochs, lambda: self._judges.of(config)))
+        plugin = plugins.load_plugin(kept.plugin_of(run, config) if begun else config.plugin)
+        watchers += guarded.make(config.monitor.callbacks, plugin)
         if begun:
             training.resume(run, config, callbacks=watchers)
         else:

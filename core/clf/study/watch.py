@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from clf.callbacks import Callback
+from clf.callbacks import Watcher
 from clf.study.judge import Judge
 from clf.trainer import Interrupted, Trainer
 
@@ -24,7 +24,7 @@ PREPARED = "prepared"
 """Kind of the record that holds the time at the end of the preparation."""
 
 
-class Probe(Callback):
+class Probe(Watcher):
     """Measures the encoder after some epochs.
 
     The scores are records of the run: they are on the disk before the checkpoint of their step is, so a run that is
@@ -46,7 +46,7 @@ class Probe(Callback):
         trainer.record(MEASURED, after=epoch, **found.scores, seconds=round(trainer.seconds, 3))
 
 
-class PreparationClock(Callback):
+class PreparationClock(Watcher):
     """Notes how long the method's preparation took."""
 
     def on_preparation(self, trainer: Trainer) -> None:
@@ -54,7 +54,7 @@ class PreparationClock(Callback):
             trainer.record(PREPARED, prepared=trainer.prepared, seconds=round(trainer.seconds, 3))
 
 
-class LateStop(Callback):
+class LateStop(Watcher):
     """Keeps a signal that came in the last step, which ends the training as if there had been none."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Line(Callback):
+class Line(Watcher):
     """A bar on the terminal while a cell is trained; elsewhere nothing."""
 
     def __init__(self, title: str, console: Console) -> None:
