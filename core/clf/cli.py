@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,7 +20,10 @@ from typer.core import TyperGroup
 import clf
 from clf import extras
 from clf.commands import compare, doctor, evaluate, external, plugins, quickstart, runs, study, train, verify
-from clf.errors import ClfError
+from clf.commands.shell_line import asked
+from clf.entrypoints import damage_survived
+from clf.errors import ClfError, PluginError
+from clf.signals import Stopped
 
 MARKUP: external.Markup = "markdown"
 USER_ERROR = 2
@@ -34,6 +38,15 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, cmd_name) or external.command(cmd_name, MARKUP)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; what Ctrl-C ended is said, and typer exits with 130."""
+        try:
+            return super().invoke(ctx)
+        except Stopped as stop:
+            with suppress(OSError):  # the exit status matters more than a reader that has gone away
+                typer.echo(f"{_rank()}{stop}", err=True)
+            raise
 
 
 app = typer.Typer(
@@ -81,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = typer.main.get_command(app)
     try:
-        command(args=words, prog_name="clf")
+        with asked(), damage_survived():
+            command(args=words, prog_name="clf")
     except ClfError as error:
         _fail(error)
     except ModuleNotFoundError as error:
@@ -95,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(error: ClfError) -> NoReturn:
+    if isinstance(error, PluginError) and error.details:
+        with suppress(OSError):
+            typer.echo(error.details, err=True, nl=False)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble((f"{_rank()}error: ", "bold red"), str(error)))
     sys.exit(USER_ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from clf import distributed
 from clf.errors import PluginError
+from clf.method import StepOutput
 from clf.random import derive_seed
 
 if TYPE_CHECKING:
@@ -83,3 +85,28 @@ class StepContext:
         if "loss" in metrics:
             raise PluginError("'loss' is the name of what training_step returns: log another loss under another name")
         self.logged.update(metrics)
+
+
+def checked(output: object, plugin: str) -> StepOutput:
+    """What ``training_step`` gave, as a loss that can be differentiated and scalars to record.
+
+    Raises:
+        PluginError: it is none.
+    """
+    made = output if isinstance(output, StepOutput) else StepOutput(output)  # type: ignore[arg-type]
+    loss: object = made.loss
+    metrics: object = made.metrics
+    if not isinstance(metrics, Mapping):
+        raise PluginError(
+            f"method {plugin!r}: training_step returned a clf.StepOutput whose metrics are a {type(metrics).__name__}, "
+            'not a dictionary such as {"accuracy": 0.5}'
+        )
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return made
+    found = "nothing" if loss is None else f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor):
+        found = "a loss without a gradient" if loss.numel() == 1 else f"a tensor of the shape {tuple(loss.shape)}"
+    raise PluginError(
+        f"method {plugin!r}: training_step returned {found}; a tensor with one value that depends on the method's "
+        "trainable parameters is needed, or a clf.StepOutput with one"
+    )

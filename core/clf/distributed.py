@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from clf.errors import ClfError, ConfigError, TrainingError
+from clf.errors import ClfError, ConfigError, TrainingError, in_one_line
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def together(device: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not _leaves_others_waiting(error):
             stop()
-        if not _is_of_peers(error):
+        if not is_of_peers(error):
             raise
         raise TrainingError(
             f"rank {os.environ.get('RANK', '?')} lost the other ranks: one of them ended, or has not answered for "
@@ -122,9 +122,10 @@ def _leaves_others_waiting(error: BaseException) -> bool:
     return dist.is_initialized() and dist.get_backend() != "gloo" and not isinstance(error, KeyboardInterrupt)
 
 
-def _is_of_peers(error: RuntimeError) -> bool:
-    """Gloo raises plain RuntimeErrors, which name its source files."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "by peer" in str(error)
+def is_of_peers(error: RuntimeError) -> bool:
+    """Whether another rank is the cause. Gloo raises plain RuntimeErrors, which name its source files."""
+    said = in_one_line(error)
+    return isinstance(error, dist.DistError) or "gloo" in said or "by peer" in said
 
 
 def _brief(error: Exception) -> str:
@@ -250,10 +251,12 @@ def average_statistics(module: nn.Module, ranks: Ranks) -> None:
 
 
 def broadcast(module: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank the parameters and buffers of rank 0."""
+    """Gives every rank the parameters and buffers of rank 0; an extra state of plain values stays as each made it."""
     if ranks.world_size == 1:
         return
     for tensor in module.state_dict().values():
+        if not isinstance(tensor, Tensor):
+            continue
         plain = tensor.contiguous()  # itself, unless its memory is in another order
         dist.broadcast(plain, src=0)
         if plain is not tensor:

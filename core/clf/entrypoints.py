@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 
 DISTRIBUTION = "clf-vision"
+
+_ENTRY_POINTS = metadata.Distribution.entry_points
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,28 @@ def _read(distribution: metadata.Distribution, group: str) -> Iterator[Offer]:
             return
         name, version = distribution.metadata["Name"], distribution.version
         requires = tuple(distribution.requires or ())
-        for entry in distribution.entry_points.select(group=group):
+        for entry in _ENTRY_POINTS.__get__(distribution).select(group=group):
             yield Offer(entry.name, entry.value, group, name or folder, version or "unknown", requires)
     except Exception as error:
         yield Offer(folder, "", group, folder, "unknown", problem=f"its metadata is damaged ({error})")
+
+
+@contextmanager
+def damage_survived() -> Iterator[None]:
+    """Within, a distribution whose entry points cannot be read has none, for whoever reads those of all.
+
+    pydantic and torch do so as they are imported, so that one damaged file of anybody's would end every command.
+    """
+
+    def entry_points(distribution: metadata.Distribution) -> metadata.EntryPoints:
+        try:
+            found: metadata.EntryPoints = _ENTRY_POINTS.__get__(distribution)
+            return found
+        except Exception:
+            return metadata.EntryPoints()
+
+    metadata.Distribution.entry_points = property(entry_points)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        metadata.Distribution.entry_points = _ENTRY_POINTS  # type: ignore[method-assign]

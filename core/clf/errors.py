@@ -2,7 +2,7 @@
 
     ClfError
     ├── ConfigError        a key, a value, a configuration file
-    ├── PluginError        a plugin that is unknown, broken, incompatible or in conflict
+    ├── PluginError        a plugin that is unknown, broken, incompatible or in conflict, or fails
     ├── DataError          a data source: missing, empty, too small, unreadable
     ├── ImageError         one image that cannot be used
     ├── RunError           a run folder: missing, damaged, of another configuration
@@ -23,6 +23,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 500
+"""Characters of another library's message that are told."""
+
 
 class ClfError(Exception):
     """Base of all errors that are the user's to mend."""
@@ -33,7 +36,10 @@ class ConfigError(ClfError):
 
 
 class PluginError(ClfError):
-    """A plugin is unknown, broken, incompatible or in conflict."""
+    """A plugin is unknown, broken, incompatible or in conflict, or failed at its work."""
+
+    details: str = ""
+    """The traceback in the plugin's own code, for its author; the command line prints it before the message."""
 
 
 class DataError(ClfError):
@@ -85,6 +91,15 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(
         f"{purpose} needs the package {package!r}, which is not installed: pip install 'clf-vision[{extra}]'"
     )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an exception says, cut where it is long; empty for one that says nothing or cannot say it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # somebody else's __str__
+        text = ""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [...]"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

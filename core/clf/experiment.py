@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from clf import checkpoint, plugins
+from clf import checkpoint, kept, plugins
 from clf.augment import Recipe
 from clf.backbones import create_backbone
+from clf.calls import Calls, calls_of
 from clf.config import Config, DataSection
-from clf.data import DataSource, Progress, load_source, source_names
-from clf.errors import CheckpointError, ConfigError, DataError, RunError
+from clf.data import DataSource, Progress, plugged
+from clf.errors import CheckpointError, ConfigError, DataError, PluginError, RunError
 from clf.method import DataSpec, Method, MethodConfig
+from clf.plugins import Plugin
 from clf.random import derive_seed
 from clf.runs import Run
 
@@ -31,10 +33,24 @@ class Experiment:
     method: Method[MethodConfig]
     recipes: Sequence[Recipe]
     step: int = 0
+    plugin: Plugin | None = None
+    """Where the method comes from, as it was loaded; None where it is no plugin's."""
+
+    @property
+    def calls(self) -> Calls:
+        """For calls into the method."""
+        if self.plugin is None:
+            return Calls(f"method {type(self.method).__name__}", type(self.method), lambda: "Mend it.")
+        return calls_of(self.plugin, type(self.method))
 
 
 def build(
-    config: Config, data: DataSource | None = None, *, fetch: bool = True, progress: Progress | None = None
+    config: Config,
+    data: DataSource | None = None,
+    *,
+    fetch: bool = True,
+    progress: Progress | None = None,
+    plugin: Plugin | None = None,
 ) -> Experiment:
     """The untrained experiment; initial weights are a function of the configuration alone.
 
@@ -42,39 +58,45 @@ def build(
         data: the loaded data, when the caller has it already.
         progress: called with the number of images read so far and in all.
         fetch: False leaves pretrained weights out, when a checkpoint is about to replace them.
+        plugin: the loaded plugin, when it is not the one that the configuration names; a run's kept file, say.
 
     Raises:
         ClfError: the plugin, the data, the backbone or the method's settings are at fault.
     """
-    method_type = plugins.load_method(config.plugin)
+    plugin = plugin or plugins.load_plugin(config.plugin)
+    method_type = plugins.method_of(plugin)
+    calls = calls_of(plugin, method_type)
     data = data or load_data(config.data, config.seed, progress)
     spec = describe(config, data)
     try:
-        settings = method_type.Config.model_validate(config.method)
+        with calls("Config"):
+            settings = method_type.Config.model_validate(config.method)
     except ValidationError as error:
         raise ConfigError(f"method settings of {config.plugin!r}: {error.errors()[0]['msg']}") from error
     config = config.model_copy(update={"method": settings.model_dump(mode="json")})
     backbone = create_backbone(config.backbone, data.channels, data.image_size, config.seed, fetch=fetch)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), calls("build"):
         torch.manual_seed(derive_seed(config.seed, "method"))
         method = method_type.build(backbone, settings, spec)
     if config.train.precision == "fp64":
         method = method.double()
     overrides = config.augment.model_dump()
-    recipes = [recipe.with_overrides(overrides) for recipe in method.views()]
-    return Experiment(config, data, spec, method, recipes)
+    with calls("views"):
+        recipes = list(method.views())
+    for each in recipes:
+        if not isinstance(each, Recipe):
+            raise PluginError(f"method {config.plugin!r}: views gave a {type(each).__name__} that is no clf.Recipe")
+    recipes = [recipe.with_overrides(overrides) for recipe in recipes]
+    return Experiment(config, data, spec, method, recipes, plugin=plugin)
 
 
 def load_data(section: DataSection, seed: int, progress: Progress | None = None) -> DataSource:
-    """Reads a data set: a built-in one, or the one of the plugin with that name.
+    """Reads a data set: a built-in one, or a source of a plugin or of a file.
 
     Raises:
         ConfigError, DataError, PluginError: as the source does.
     """
-    names = source_names()
-    offered = [row.name for row in plugins.list_plugins() if row.name == section.name and row.name not in names]
-    extra = {name: plugins.load_dataset(name) for name in offered}
-    return load_source(section, seed, extra=extra, progress=progress)
+    return plugged.load(section, seed, progress)
 
 
 def describe(config: Config, data: DataSource) -> DataSpec:
@@ -136,10 +158,12 @@ def load(run: Run, *, data: DataSource | None = None, same_data: bool = True) ->
         same_data: refuse data that have changed since the training; False where they only serve as examples.
 
     Raises:
-        RunError: the run has no usable checkpoint, or was trained on other data than is found now.
+        RunError: the run has no usable checkpoint, was trained on other data than is found now, or its kept plugin
+            file is not what it was trained with.
     """
     state, _ = checkpoint.load_newest(run.checkpoints)
-    experiment = build(run.config(), data, fetch=False)
+    config = run.config()
+    experiment = build(config, data, fetch=False, plugin=plugins.load_plugin(kept.plugin_of(run, config)))
     if same_data:
         check_data(run, experiment.data)
     load_weights(experiment.method, state, run)
@@ -151,6 +175,7 @@ def load(run: Run, *, data: DataSource | None = None, same_data: bool = True) ->
         experiment.method,
         experiment.recipes,
         int(state["step"]),
+        experiment.plugin,
     )
 
 

@@ -94,7 +94,8 @@ def export(
             draft = Path(name) / "draft"
             draft.mkdir()
             say("exporting the encoder")
-            parity = _export(trained, draft / MODEL_FILE)
+            with trained.calls.anywhere():
+                parity = _export(trained, draft / MODEL_FILE)
             manifest = _manifest(run, trained, draft / MODEL_FILE, parity)
             refused: list[Refused] = []
             if variants:

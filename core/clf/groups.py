@@ -43,11 +43,17 @@ def make_groups(method: Method[MethodConfig], config: Config) -> dict[str, Train
     """The optimizers of a method.
 
     Raises:
-        PluginError: there is no group ``main``, its settings are not the run's, a group's settings are not valid, or
-            two groups of the training, or of the preparation, share a parameter.
+        PluginError: there is no group ``main``, its settings are not the run's, a group's settings are not valid, it
+            has what is no parameter, or two groups of the training, or of the preparation, share one.
         ConfigError: a group has nothing to train.
     """
-    made = {name: _make(name, each, config) for name, each in method.parameter_groups().items()}
+    given: object = method.parameter_groups()
+    if not isinstance(given, Mapping):
+        raise PluginError(
+            f"method {config.plugin!r}: parameter_groups returned a {type(given).__name__}, not a dictionary such as "
+            '{"main": self.parameters()}'
+        )
+    made = {name: _make(name, each, config) for name, each in given.items()}
     if "main" not in made:
         raise PluginError(f"method {config.plugin!r} has no parameter group 'main'")
     owners: dict[tuple[bool, int], str] = {}
@@ -74,10 +80,22 @@ def _make(name: str, given: Iterable[Parameter] | Group, config: Config) -> Trai
         optimizer = configuration.derived_optimizer(_read(OptimizerSection, group.optimizer, name, config), config)
     if group.schedule or group.preparation:
         schedule = _read(ScheduleSection, group.schedule, name, config)
-    parameters = [p for p in group.parameters if p.requires_grad]
+    parameters = [p for p in _listed(name, group.parameters, config) if p.requires_grad]
     return Trained(
         parameters, optim.make_optimizer(optimizer, parameters), optimizer.lr or 0.0, schedule, group.preparation
     )
+
+
+def _listed(name: str, given: object, config: Config) -> list[Parameter]:
+    parameters = []
+    for each in given if isinstance(given, Iterable) else [given]:
+        if not isinstance(each, Parameter):
+            raise PluginError(
+                f"method {config.plugin!r}: parameter group {name!r} has a {type(each).__name__} among its parameters; "
+                "give the parameters of a module, such as self.backbone.parameters()"
+            )
+        parameters.append(each)
+    return parameters
 
 
 def _read(section: type[S], values: Mapping[str, Any], group: str, config: Config) -> S:

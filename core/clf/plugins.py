@@ -12,22 +12,24 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
-from importlib.util import module_from_spec, spec_from_file_location
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from clf import entrypoints, extras, hookspecs
+from clf import entrypoints, extras, foreign, hookspecs, single
 from clf.catalogue import PluginInfo, find_plugin, list_plugins
-from clf.errors import PluginError, did_you_mean
+from clf.errors import PluginError, did_you_mean, in_one_line
+from clf.signals import Stopped
+from clf.single import is_path
 
 if TYPE_CHECKING:
     from clf.callbacks import Callback
     from clf.data import Source
+    from clf.evaluators import Evaluator
     from clf.method import Method
 
 __all__ = [
@@ -35,15 +37,17 @@ __all__ = [
     "Plugin",
     "PluginInfo",
     "find_plugin",
+    "is_own_file",
     "is_path",
     "list_plugins",
-    "load_dataset",
     "load_method",
     "load_plugin",
+    "method_of",
     "name_of",
+    "remedy",
 ]
 
-HOOKS = ("clf_methods", "clf_datasets", "clf_callbacks")
+HOOKS = ("clf_methods", "clf_datasets", "clf_evaluators", "clf_callbacks")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class Plugin:
     module: object = field(repr=False)
     methods: tuple[type[Method[Any]], ...] = ()
     datasets: tuple[Source, ...] = ()
+    evaluators: tuple[type[Evaluator], ...] = ()
     callbacks: tuple[type[Callback], ...] = ()
+    source: single.Source | None = field(default=None, repr=False)
+    """Of a single file: what was read and imported."""
 
 
 def load_plugin(name_or_path: str) -> Plugin:
@@ -67,7 +74,8 @@ def load_plugin(name_or_path: str) -> Plugin:
         MissingExtraError: it needs an optional package of clf that is not installed.
     """
     if is_path(name_or_path):
-        return _load_file(Path(name_or_path))
+        return _load_file(name_or_path)
+    _check_name(name_or_path)
     info = find_plugin(name_or_path)
     assert info.offer is not None
     with _guard(info, "import"):
@@ -77,7 +85,15 @@ def load_plugin(name_or_path: str) -> Plugin:
 
 def load_method(name_or_path: str) -> type[Method[Any]]:
     """The method that ``clf train --plugin`` names. Raises as :func:`load_plugin` does."""
-    plugin = load_plugin(name_or_path)
+    return method_of(load_plugin(name_or_path))
+
+
+def method_of(plugin: Plugin) -> type[Method[Any]]:
+    """The method to train with: the one of the plugin's name, or the only one of a file.
+
+    Raises:
+        PluginError: there is none, or a file has several.
+    """
     methods = plugin.methods
     if plugin.info.offer is not None:
         methods = tuple(method for method in methods if method.name == plugin.info.name)
@@ -88,59 +104,63 @@ def load_method(name_or_path: str) -> type[Method[Any]]:
     raise _failure(plugin.info, "clf_methods", f"it must provide {wanted}, and provides {names}")
 
 
-def load_dataset(name: str) -> Source:
-    """The source that ``data.name`` names, from the plugin of the same name. Raises as :func:`load_plugin` does."""
-    plugin = load_plugin(name)
-    for source in plugin.datasets:
-        if name_of(source) == name:
-            return source
-    raise _failure(plugin.info, "clf_datasets", f"it provides no data source named {name!r}")
-
-
 def name_of(function: object) -> str:
     """What a data source goes by: its attribute ``name``, or else the name of the function."""
     name = getattr(function, "name", None) or getattr(function, "__name__", "")
     return name if isinstance(name, str) else ""
 
 
-def is_path(name_or_path: str) -> bool:
-    """Whether ``--plugin`` was given a Python file rather than a name."""
-    return name_or_path.endswith(".py")
-
-
-def _load_file(path: Path) -> Plugin:
-    info = PluginInfo(str(path), str(path), "a single file", "")
-    if not path.is_file():
-        raise PluginError(f"plugin file {path} does not exist. A plugin that is installed is given by its name alone.")
-    spec = spec_from_file_location(f"clf_plugin_file_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # pydantic and dataclasses look annotations up there
-    try:
-        with _guard(info, "import"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
+def _load_file(name: str) -> Plugin:
+    info = PluginInfo(name, name, "a single file", "")
+    source = single.read(name)
+    with _guard(info, "import"):
+        module = single.load(source)
     if any(getattr(module, hook, None) for hook in HOOKS):
-        return _collect(info, module)
-    return _single(info, module)
+        return replace(_collect(info, module), source=source)
+    return replace(_single(info, module), source=source)
+
+
+def _check_name(name: str) -> None:
+    """Explains a path that is none of a Python file.
+
+    Raises:
+        PluginError: it is one.
+    """
+    if "/" not in name and os.sep not in name:
+        return
+    path = Path(name).expanduser()
+    if path.is_dir():
+        single.read(name)
+    file = path.with_name(path.name + ".py")
+    hint = f" Did you mean {file}?" if file.is_file() else ""
+    raise PluginError(f"plugin {name!r} is neither a plugin's name nor the path of a file that ends in .py.{hint}")
 
 
 def _single(info: PluginInfo, module: ModuleType) -> Plugin:
-    """A file without hooks is its only method."""
+    """A file without hooks offers what it defines: classes, and sources, which are functions of three known names."""
+    from clf.callbacks import Callback
+    from clf.evaluators import Evaluator
     from clf.method import Method
 
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        names = ", ".join(cls.__name__ for cls in found) or "none"
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    classes = [value for value in own if inspect.isclass(value)]
+    methods = tuple(each for each in classes if issubclass(each, Method))
+    evaluators = tuple(each for each in classes if issubclass(each, Evaluator))
+    callbacks = tuple(each for each in classes if issubclass(each, Callback))
+    sources = tuple(value for value in own if inspect.isfunction(value) and _looks_like_a_source(value))
+    if len(methods) > 1 or not (methods or evaluators or callbacks or sources):
+        names = ", ".join(cls.__name__ for cls in methods) or "none"
         reason = f"it must define one subclass of clf.Method or a clf_methods hook; subclasses found: {names}"
         raise _failure(info, "clf_methods", reason)
-    return Plugin(info, module, methods=(_checked_method(info, found[0]),))
+    for method in methods:
+        _checked_method(info, method)
+    for evaluator in evaluators:
+        _checked_evaluator(info, evaluator)
+    return Plugin(info, module, methods, sources, evaluators, callbacks)
+
+
+def _looks_like_a_source(function: Any) -> bool:
+    return tuple(inspect.signature(function).parameters) == ("section", "seed", "progress")
 
 
 def _collect(info: PluginInfo, module: object) -> Plugin:
@@ -155,7 +175,8 @@ def _collect(info: PluginInfo, module: object) -> Plugin:
         raise _failure(info, "clf_methods", f"two methods are named {twice[0]!r}")
     datasets = _named(info, "clf_datasets", _provided(info, manager, "clf_datasets"))
     callbacks = tuple(_checked_callback(info, each) for each in _provided(info, manager, "clf_callbacks"))
-    return Plugin(info, module, methods, datasets, callbacks)
+    evaluators = tuple(_checked_evaluator(info, each) for each in _provided(info, manager, "clf_evaluators"))
+    return Plugin(info, module, methods, datasets, evaluators, callbacks)
 
 
 def _check_hooks(info: PluginInfo, module: object, manager: pluggy.PluginManager) -> None:
@@ -221,44 +242,87 @@ def _checked_callback(info: PluginInfo, callback: Any) -> type[Callback]:
     return callback
 
 
+def _checked_evaluator(info: PluginInfo, evaluator: Any) -> type[Evaluator]:
+    from clf.evaluators import Evaluator
+
+    def wrong(reason: str) -> PluginError:
+        return _failure(info, "clf_evaluators", f"{_show(evaluator)} {reason}")
+
+    if not inspect.isclass(evaluator) or not issubclass(evaluator, Evaluator):
+        raise wrong("is not a subclass of clf.Evaluator (return the class, not an instance)")
+    if inspect.isabstract(evaluator):
+        raise wrong(f"does not define {', '.join(sorted(evaluator.__abstractmethods__))}")
+    if not isinstance(getattr(evaluator, "name", None), str) or not evaluator.name:
+        raise wrong("has no name: set the class attribute name = '...'")
+    return evaluator
+
+
 @contextmanager
 def _guard(info: PluginInfo, stage: str) -> Iterator[None]:
-    """Runs a plugin's code: its prints go to standard error, and whatever it raises becomes a :class:`PluginError`."""
+    """Runs a plugin's code: its prints go to standard error, and whatever it raises becomes a :class:`PluginError`.
+
+    Raises:
+        Stopped: Ctrl-C came.
+    """
+    doing = f"importing {info}" if stage == "import" else f"in stage {stage} of {info}"
     try:
-        with redirect_stdout(sys.stderr):
+        with foreign.off_standard_output(), _slowness_told(info, doing):
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"stopped by Ctrl-C while {doing}") from stop
+    except PluginError:  # of a file that does not stand alone
         raise
     except BaseException as error:
         if isinstance(error, ImportError) and (missing := extras.explain(error, str(info))):
             raise missing from error
-        raise _failure(info, stage, _reason(info, error)) from error
+        absent = error.name if isinstance(error, ModuleNotFoundError) and info.offer is None else None
+        raise _failure(info, stage, _reason(info, error), absent) from error
+
+
+def _slowness_told(info: PluginInfo, doing: str) -> AbstractContextManager[None]:
+    """Of a built-in plugin, which may wait long for torch on a busy machine, nothing is told."""
+    return nullcontext() if info.builtin else foreign.told_when_slow(doing)
 
 
 def _reason(info: PluginInfo, error: BaseException) -> str:
     """The exception in one line, with the place in the plugin where it came from."""
     if isinstance(error, ModuleNotFoundError) and error.name and info.value.partition(":")[0].startswith(error.name):
         return f"its module {error.name!r} does not exist"
-    text = " ".join(str(error).split()) or "no message"
+    text = in_one_line(error) or "no message"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    frames = [frame for frame in frames if is_own_file(info, frame.filename)] or frames
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {text}{place}"
 
 
+def is_own_file(info: PluginInfo, filename: str) -> bool:
+    """Whether a file, as a traceback names it, belongs to the plugin's own code."""
+    if info.offer is None:
+        return Path(filename).absolute() == Path(info.value).expanduser().absolute()
+    top = getattr(sys.modules.get(info.value.partition(":")[0].partition(".")[0]), "__file__", None) or ""
+    place = Path(top)
+    return Path(filename).is_relative_to(place.parent) if place.name == "__init__.py" else filename == top
+
+
 def _is_machinery(filename: str) -> bool:
-    machinery = (__file__, entrypoints.__file__, str(Path(pluggy.__file__).parent), "<frozen")
+    machinery = (__file__, entrypoints.__file__, single.__file__, str(Path(pluggy.__file__).parent), "<frozen")
     return filename.startswith(machinery) or f"importlib{os.sep}" in filename
 
 
-def _failure(info: PluginInfo, stage: str, reason: str) -> PluginError:
-    module = info.value.partition(":")[0]
+def remedy(info: PluginInfo, stage: str = "") -> str:
+    """What to do about a plugin that fails."""
     if info.offer is None:
-        remedy = "Mend the file."
-    elif stage == "import":
-        remedy = f"For the traceback: python -c 'import {module}'; reinstalling {info.distribution} may mend it."
-    else:
-        remedy = f"Tell the authors of {info.distribution}, or install another version of it."
-    return PluginError(f"{info} is broken, stage {stage}: {reason.rstrip('.')}. {remedy}")
+        return "Mend the file."
+    if stage == "import":
+        module = info.value.partition(":")[0]
+        return f"For the traceback: python -c 'import {module}'; reinstalling {info.distribution} may mend it."
+    return f"Tell the authors of {info.distribution}, or install another version of it."
+
+
+def _failure(info: PluginInfo, stage: str, reason: str, absent: str | None = None) -> PluginError:
+    """Of a file, ``absent`` is the module that it imports and that is not installed."""
+    what = f"Install what has {absent!r}, or mend the file." if absent else remedy(info, stage)
+    return PluginError(f"{info} is broken, stage {stage}: {reason.rstrip('.')}. {what}")
 
 
 def _show(value: object) -> str:

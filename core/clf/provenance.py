@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,27 +16,34 @@ from typing import Any
 import torch
 
 import clf
-from clf import plugins
+from clf import kept, offered
 from clf.config import Config
 from clf.distributed import Ranks
 from clf.experiment import Experiment
-from clf.manifest import sha256_file
+from clf.plugins import Plugin
+from clf.sources import BUILT_IN
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime-gpu", "onnxruntime")
 
 
-def manifest(what: Experiment, ranks: Ranks) -> dict[str, Any]:
-    """What is known about a run before its first step."""
+def manifest(what: Experiment, ranks: Ranks, callbacks: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    """What is known about a run before its first step.
+
+    Args:
+        callbacks: the name and the plugin of each callback that is not the engine's own.
+    """
     data = what.data
     return {
         **_environment(what.config),
-        "plugin_source": plugin_source(what.config.plugin),
+        "plugin_source": plugin_source(what.plugin),
         "device": _device_name(ranks.device),
         "threads": torch.get_num_threads(),
         "world_size": ranks.world_size,
-        "parameters": sum(p.numel() for p in what.method.encoder().parameters()),
+        "callbacks": list(callbacks),
+        "parameters": _parameters(what),
         "data": {
             "name": data.name,
+            **data_source(what.config.data.name),
             "fingerprint": data.fingerprint,
             "train_images": len(data.train.images),
             "test_images": len(data.test.images) if data.test else 0,
@@ -54,13 +62,26 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
 
 
-def plugin_source(name: str) -> dict[str, str]:
+def _parameters(what: Experiment) -> int:
+    """Of the encoder."""
+    with what.calls("encoder"):
+        return sum(p.numel() for p in what.method.encoder().parameters())
+
+
+def plugin_source(plugin: Plugin | None) -> dict[str, str]:
     """Where a method's code came from."""
-    if plugins.is_path(name):
-        path = Path(name).resolve()
-        return {"file": path.name, "sha256": sha256_file(path)}
-    info = plugins.find_plugin(name)
-    return {"distribution": info.distribution, "version": info.version}
+    if plugin is None:
+        return {}
+    if plugin.source is not None:
+        return kept.description(plugin.source)
+    return {"distribution": plugin.info.distribution, "version": plugin.info.version}
+
+
+def data_source(name: str) -> dict[str, dict[str, str]]:
+    """Where the code of a data source came from that is not clf's own."""
+    if name in BUILT_IN:
+        return {}
+    return {"source": offered.data_source(name)[1].origin()}
 
 
 def _environment(config: Config) -> dict[str, Any]:

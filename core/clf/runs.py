@@ -4,6 +4,7 @@ runs/NAME/config.yaml       resolved configuration; training with it again repea
           manifest.json     command, versions, commit, seed, device, data fingerprint, wall time, state
           metrics.jsonl     one JSON object per record: kind, step, epoch and scalars
           checkpoints/      the newest good states, for resuming and for export
+          plugin/           the source of the method, where that is a single file
           evaluation.json   results of clf evaluate        report.html   clf report        model/   clf export
 """
 
@@ -22,7 +23,7 @@ from clf import locks
 from clf.config import Config
 from clf.errors import RunError, did_you_mean
 
-_BEFORE_TRAINING = {".lock", "config.yaml", "manifest.json", "checkpoints"}
+_BEFORE_TRAINING = {".lock", "config.yaml", "manifest.json", "plugin", "checkpoints"}
 CLOCK = ("seconds", "images_per_second")
 """Names in records that tell the time; all others are the same however often a run was stopped and resumed."""
 
@@ -188,9 +189,10 @@ def _clear_away(path: Path) -> None:
 
 def _free_names(config: Config) -> Iterator[str]:
     plugin = Path(config.plugin).stem
+    data = Path(config.data.name).name.replace(".py", "").replace(":", "-")
     number = 1
     while True:
-        yield f"{plugin}-{config.data.name}-{number}"
+        yield f"{plugin}-{data}-{number}"
         number += 1
 
 
@@ -237,10 +239,15 @@ def replace_text(path: Path, text: str) -> Path:
     Raises:
         RunError: it cannot be written, for instance because the disk is full; the old file remains.
     """
+    return replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file as :func:`replace_text` does, and raises as it does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         return temporary.replace(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clf import config as configuration
-from clf import plugins, runs
+from clf import kept, plugins, runs
 from clf.config import Config, DataSection, Layer, Origins
 from clf.errors import ConfigError, DataError, RunError
 from clf.runs import Run
@@ -21,6 +21,7 @@ def resolve(layers: Sequence[Layer], run: Run | None = None) -> tuple[Config, Or
         PluginError: the plugin cannot be used.
         RunError: the run was trained with another plugin.
     """
+    layers = [_with_kept_file(layer) for layer in layers]
     given = _merge(layers)
     name = given.get("plugin", run.config().plugin if run else None)
     if name is None:
@@ -28,14 +29,30 @@ def resolve(layers: Sequence[Layer], run: Run | None = None) -> tuple[Config, Or
         raise ConfigError(f"no plugin is given: add --plugin NAME, or a 'plugin' key to the file. Available: {usable}")
     if not isinstance(name, str):
         raise ConfigError(f"plugin = {name!r} is not a name: give a plugin's name or the path of a Python file")
-    if run is not None and name != run.config().plugin:
+    if run is not None and not kept.is_plugin_of(run, name):
         raise RunError(f"run {run.name!r} was trained with {run.config().plugin!r} and cannot be resumed with {name!r}")
-    method = plugins.load_method(name)
+    if run is not None:
+        layers = [*layers, Layer(f"run {run.name}", {"plugin": run.config().plugin})]  # however it is spelt now
+    plugin = plugins.load_plugin(kept.plugin_of(run) if run else name)
+    method = plugins.method_of(plugin)
     own = {key.removeprefix("method."): value for key, value in given.items() if key.startswith("method.")}
-    below = Layer(f"plugin {name}", method.recommended(own))
+    from clf.calls import calls_of
+
+    calls = calls_of(plugin, method)
+    with calls("recommended"):
+        below = Layer(f"plugin {name}", method.recommended(own))
     if run is not None:
         below = Layer(f"run {run.name}", configuration.flatten(run.config()))
-    return configuration.derive(*configuration.build([below, *layers], method.Config))
+    with calls.anywhere():
+        return configuration.derive(*configuration.build([below, *layers], method.Config))
+
+
+def _with_kept_file(layer: Layer) -> Layer:
+    """A run's own config.yaml means the source that the run was trained with, wherever it is read."""
+    path = Path(layer.origin)
+    if path.name != "config.yaml" or "plugin" not in layer.values or not (path.parent / "manifest.json").is_file():
+        return layer
+    return Layer(layer.origin, {**layer.values, "plugin": kept.word_of(Run(path.parent))})
 
 
 def command_line(words: Sequence[str], plugin: str | None) -> Layer:

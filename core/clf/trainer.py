@@ -11,6 +11,7 @@ run that was killed and resumed ends with the same bits as one that was not (on 
 from __future__ import annotations
 
 import math
+import operator
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,35 +20,29 @@ from typing import Any
 
 import torch
 
-from clf import checkpoint, distributed, experiment, runs
+from clf import checkpoint, distributed, endings, experiment, runs
 from clf.backbones import Backbone
-from clf.callbacks import Callback
-from clf.context import StepContext
+from clf.callbacks import Watcher
+from clf.context import StepContext, checked
 from clf.data.stream import Stream
 from clf.distributed import Ranks
-from clf.errors import CheckpointError, RunError, TrainingError
+from clf.endings import Interrupted
+from clf.errors import CheckpointError, RunError
 from clf.experiment import Experiment
 from clf.groups import make_groups
-from clf.method import StepOutput
 from clf.phases import Phases, unmeasured
 from clf.random import derive_seed
 from clf.runs import Run
 from clf.signals import StopRequest
 from clf.window import Window
 
+__all__ = ["SAVING_SHARE", "Interrupted", "Trainer"]
+
 SAVING_SHARE = 0.02
 """Of the time, which checkpoints at the ends of epochs may take where ``train.checkpoint_every`` does not say."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and has saved a checkpoint."""
-
-    def __init__(self, run: Run, step: int, signal_name: str, prepared: int = 0) -> None:
-        where = f"at step {step}" if step or not prepared else f"after {prepared} steps of preparation"
-        super().__init__(f"stopped by {signal_name} {where}; continue with clf train --resume {run.path}")
-        self.run = run
-        self.step = step
-        self.signal_name = signal_name
+STOPPING = "Ctrl-C: finishing the step in hand, then saving a checkpoint. Ctrl-C again ends at once, without it"
 
 
 class Trainer:
@@ -58,7 +53,7 @@ class Trainer:
         what: Experiment,
         run: Run,
         ranks: Ranks,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Watcher] = (),
         phases: Phases = unmeasured,
     ) -> None:
         self.config = what.config
@@ -75,6 +70,8 @@ class Trainer:
         self.seconds = 0.0
         self.state: runs.State = "running"
         section = what.config.train
+        mend = what.calls.remedy
+        self.calls = what.calls.during(lambda: endings.after_failure(self, mend()), lambda: endings.moment(self))
         self.method = what.method.to(self.device)
         for part in self.method.modules():
             if isinstance(part, Backbone):
@@ -85,8 +82,10 @@ class Trainer:
                 )
         distributed.broadcast(self.method, ranks)
         self.method.train()
-        self.preparation_steps = self.method.preparation_steps
-        self.groups = make_groups(self.method, what.config)
+        with what.calls("preparation_steps"):
+            self.preparation_steps = operator.index(self.method.preparation_steps)
+        with what.calls("parameter_groups"):
+            self.groups = make_groups(self.method, what.config)
         self.parameters = {name: group.parameters for name, group in self.groups.items()}
         self.optimizers = {name: group.optimizer for name, group in self.groups.items()}
         self.stream = Stream(
@@ -105,7 +104,7 @@ class Trainer:
         """Not a whole number where ``train.accumulate`` does not divide the batches of an epoch."""
         self.total_steps = min(what.spec.total_steps, section.max_steps or what.spec.total_steps)
         self.window = Window()
-        self.stop = StopRequest()
+        self.stop = StopRequest(STOPPING if ranks.is_main else "")
         self.ending: str | None = None
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
@@ -131,13 +130,14 @@ class Trainer:
         Raises:
             TrainingError: the loss or a weight is not finite, or a callback asked for the end; the last checkpoint is
                 good.
-            Interrupted: a signal came; the checkpoint of this step is written.
+            PluginError: the method, or what it needs, raised something; the last checkpoint is good.
+            Interrupted: a signal came; the checkpoint of this step is written. A second Ctrl-C does not wait for that.
         """
         self._started = time.monotonic() - self.seconds
         self.state = "failed"
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with self.stop, torch.random.fork_rng(devices):
+            with self.stop, torch.random.fork_rng(devices), self.calls.anywhere():
                 self._tell("on_start")
                 while self.prepared < self.preparation_steps:
                     self.prepare()
@@ -152,13 +152,17 @@ class Trainer:
                     self.seconds = time.monotonic() - self._started
                     self._after_step()
                 self.state = "complete"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             self.state = "interrupted"
-            raise
+            if isinstance(stop, Interrupted):
+                raise
+            raise endings.at_once(self, stop) from stop
         finally:
             self.stream.close()
-            self._close()
-            self._tell("on_end")
+            try:
+                self._close()
+            finally:
+                self._tell("on_end")
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
@@ -187,7 +191,8 @@ class Trainer:
                 group.set_lr(self.prepared, self.preparation_steps, self.steps_per_epoch)
         ctx = StepContext(self, 0, preparing=True)
         torch.manual_seed(derive_seed(self.config.seed, "torch in preparation", self.prepared, self.ranks.rank))
-        self.method.preparation_step(ctx)
+        with self.calls("preparation_step"):
+            self.method.preparation_step(ctx)
         self.window.add(ctx.logged)
         self.prepared += 1
 
@@ -198,7 +203,7 @@ class Trainer:
         if self.prepared % self.config.monitor.log_every == 0 or last:
             means = self.window.flush(self.ranks)  # the same on all ranks
             if not all(map(math.isfinite, means.values())):
-                raise self._not_finite()
+                raise endings.not_finite(self)
             self.record("preparation", prepared=self.prepared, **means)
         self._tell("on_preparation")
         asked = [self.stop.number, self.ending is not None, self.ranks.is_main and self._save_is_due(False)]
@@ -206,7 +211,7 @@ class Trainer:
         if last or stop or ending or due:
             self.save()
         if ending:
-            raise self._ended()
+            raise endings.ended(self)
         if stop:
             raise Interrupted(self.run, self.step, signal.Signals(int(stop)).name, self.prepared)
 
@@ -221,12 +226,11 @@ class Trainer:
         for part in range(section.accumulate):
             ctx = StepContext(self, part)
             torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, part, self.ranks.rank))  # dropout
-            with self.phases("method"), self.autocast():
+            with self.calls("next_batch"), self.phases("method"), self.autocast():
                 batch = self.method.next_batch(self.stream, ctx)
-            with self.phases("forward"), self.autocast():
+            with self.calls("training_step"), self.phases("forward"), self.autocast():
                 output = self.method.training_step(batch, ctx)
-            if not isinstance(output, StepOutput):
-                output = StepOutput(output)
+            output = checked(output, self.config.plugin)
             with self.phases("backward"):
                 (output.loss / section.accumulate).backward(inputs=parameters)  # type: ignore[no-untyped-call]
             self.window.add({**output.metrics, **ctx.logged, "loss": output.loss})
@@ -234,7 +238,7 @@ class Trainer:
             self.descend("main")
         self.step += 1
         ctx = StepContext(self, 0)
-        with self.phases("method"):
+        with self.calls("after_step"), self.phases("method"):
             self.method.after_step(ctx)
         self.window.add(ctx.logged)
 
@@ -263,7 +267,7 @@ class Trainer:
         if last or stop or ending or due:
             self.save()
         if ending and not last:
-            raise self._ended()
+            raise endings.ended(self)
         if stop and not last:
             raise Interrupted(self.run, self.step, signal.Signals(int(stop)).name)
 
@@ -283,14 +287,6 @@ class Trainer:
         For callbacks, which only rank 0 has; the other ranks end too.
         """
         self.ending = reason
-
-    def _ended(self) -> TrainingError:
-        if self.ranks.is_main:
-            self.run.update_manifest(reason=self.ending)
-        return TrainingError(
-            f"run {self.run.name!r} was ended {self._where()}, and its checkpoint saved: "
-            f"{self.ending or 'the message of rank 0 says why'}"
-        )
 
     def lr(self) -> float:
         """The learning rate of the next step."""
@@ -376,22 +372,7 @@ class Trainer:
         if weights and not bad:
             bad = not all(bool(torch.isfinite(p).all()) for group in self.parameters.values() for p in group)
         if distributed.any_rank(bad, self.ranks):
-            raise self._not_finite()
-
-    def _not_finite(self) -> TrainingError:
-        last = checkpoint.newest(self.run.checkpoints)
-        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        preparing = self.prepared and not self.step
-        lower = f"the learning rates of its preparation ({self.config.plugin})" if preparing else "optimizer.lr"
-        return TrainingError(
-            f"the loss or a weight is not finite {self._where()} of run {self.run.name!r}; {kept}. Lower {lower}, set "
-            "train.clip_grad_norm=1, or use train.precision=fp32"
-        )
-
-    def _where(self) -> str:
-        if self.prepared and not self.step:
-            return f"after {self.prepared} steps of preparation"
-        return f"at step {self.step} (epoch {self.epoch:.2f})"
+            raise endings.not_finite(self)
 
     def _tell(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:

@@ -14,13 +14,27 @@ from typing import Any
 
 import torch
 
-from clf import allocator, checkpoint, compiling, distributed, experiment, plugins, provenance, runs
+from clf import (
+    allocator,
+    checkpoint,
+    compiling,
+    distributed,
+    experiment,
+    guarded,
+    kept,
+    plugins,
+    provenance,
+    runs,
+    single,
+)
 from clf import config as configuration
-from clf.callbacks import Callback
+from clf.callbacks import Watcher
 from clf.config import Config
 from clf.distributed import Ranks
-from clf.errors import CheckpointError, ClfError, RunError
+from clf.errors import CheckpointError, ClfError, PluginError, RunError
+from clf.experiment import Experiment
 from clf.monitor import Monitor
+from clf.plugins import Plugin
 from clf.progress import Progress, loading
 from clf.runs import Run
 from clf.trainer import Trainer
@@ -33,7 +47,7 @@ FREE_TO_CHANGE = (
 """Keys that may differ when a run is resumed: they cannot change its weights, or in the last bits only."""
 
 
-def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
+def train(config: Config, callbacks: Sequence[Watcher] | None = None) -> Run:
     """Trains a new run to its end and returns it.
 
     Raises:
@@ -44,16 +58,20 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
     config, _ = configuration.derive(config)
     with session(config) as ranks, ExitStack() as held:
         config = settle(config, ranks.device)
-        watchers = _default_callbacks(callbacks, ranks, config.plugin)
+        plugin = plugins.load_plugin(config.plugin)
+        watchers = _default_callbacks(callbacks, ranks, config, plugin)
         with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
-            what = experiment.build(config, progress=progress)
+            what = experiment.build(config, progress=progress, plugin=plugin)
         distributed.wait_for_all(ranks)
+        _check_same_source(what, ranks)
         run: Run | None = None
         try:
             run = _shared_run(config, ranks, held)
             if ranks.is_main:
                 runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(what.config))
-                run.write_json("manifest.json", provenance.manifest(what, ranks))
+                if plugin.source is not None:
+                    kept.keep(run, plugin.source)
+                run.write_json("manifest.json", provenance.manifest(what, ranks, guarded.origins(watchers)))
             trainer = Trainer(what, run, ranks, watchers)
             trainer.save()
         except BaseException:
@@ -69,7 +87,7 @@ def train(config: Config, callbacks: Sequence[Callback] | None = None) -> Run:
     return run
 
 
-def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback] | None = None) -> Run:
+def resume(run: Run, config: Config | None = None, callbacks: Sequence[Watcher] | None = None) -> Run:
     """Continues a run from its newest good checkpoint, exactly as if it had not stopped.
 
     Args:
@@ -85,13 +103,15 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
     with session(wanted) as ranks, ExitStack() as held:
         wanted = settle(wanted, ranks.device)
         _check_unchanged(run, old, wanted)
+        plugin = plugins.load_plugin(kept.plugin_of(run, old))
+        watchers = _default_callbacks(callbacks, ranks, wanted, plugin)
         distributed.on_main(lambda: held.enter_context(run.lock()), ranks)
         state, complaints = _shared_state(run, ranks)
         with loading(quiet=callbacks is not None or not ranks.is_main) as progress:
-            what = experiment.build(wanted, fetch=False, progress=progress)
+            what = experiment.build(wanted, fetch=False, progress=progress, plugin=plugin)
         experiment.check_data(run, what.data)
         distributed.wait_for_all(ranks)
-        trainer = Trainer(what, run, ranks, _default_callbacks(callbacks, ranks, wanted.plugin))
+        trainer = Trainer(what, run, ranks, watchers)
         trainer.restore(state)
         if trainer.step >= trainer.total_steps:
             trainer.say(f"run {run.name!r} is complete: all {trainer.total_steps:,} steps are done")
@@ -104,8 +124,9 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Callback]
             runs.replace_text(run.path / "config.yaml", configuration.dump_yaml(wanted))
             before = {key: value for key, value in run.manifest().items() if key != "reason"}  # of an earlier end
             notes = [*before.get("notes", []), *complaints]
-            run.write_json("manifest.json", {**before, "state": "running", "notes": notes})
-        for complaint in complaints:
+            now = {"state": "running", "notes": notes, "callbacks": guarded.origins(watchers)}
+            run.write_json("manifest.json", {**before, **now})
+        for complaint in filter(None, [*complaints, kept.notice(run)]):
             trainer.say(complaint)
         trainer.fit()
     return run
@@ -122,12 +143,27 @@ def _check_unchanged(run: Run, old: Config, wanted: Config) -> None:
 
 
 def _check_plugin(run: Run, plugin: str) -> None:
-    """Refuses a single-file plugin that was edited since the run began."""
-    before = run.manifest().get("plugin_source", {}).get("sha256")
-    if before is not None and before != provenance.plugin_source(plugin).get("sha256"):
+    """Refuses a single-file plugin that was edited since the run began, where the run has no copy of it."""
+    told = kept.source_of(run) if plugins.is_path(plugin) else {}
+    if "sha256" in told and "kept" not in told and single.read(plugin).sha256 != told["sha256"]:
         raise RunError(
             f"{plugin} has changed since run {run.name!r} was trained with it: restore the file, or train a new run"
         )
+
+
+def _check_same_source(what: Experiment, ranks: Ranks) -> None:
+    """Refuses a single-file plugin that is not the same on every machine.
+
+    Raises:
+        PluginError: it is not.
+    """
+    source = what.plugin.source if what.plugin is not None else None
+    if source is None:
+        return
+    number = int(source.sha256[:12], 16)  # 48 bits, which a float64 holds
+    high, low = distributed.largest([number, -number], ranks)
+    if high != -low:
+        raise PluginError(f"the ranks see different contents of {source.path}: give every machine the same file")
 
 
 @contextmanager
@@ -193,10 +229,11 @@ def _shared_state(run: Run, ranks: Ranks) -> tuple[dict[str, Any], list[str]]:
     return state, complaints
 
 
-def _default_callbacks(callbacks: Sequence[Callback] | None, ranks: Ranks, plugin: str) -> list[Callback]:
-    if not ranks.is_main:
-        return []
+def _default_callbacks(
+    callbacks: Sequence[Watcher] | None, ranks: Ranks, config: Config, plugin: Plugin
+) -> list[Watcher]:
+    """Those of rank 0; the others have none, and fail if rank 0 cannot make its own."""
     if callbacks is not None:
-        return list(callbacks)
-    offered = plugins.load_plugin(plugin).callbacks
-    return [Monitor(), Progress(), *(make() for make in offered)]
+        return list(callbacks) if ranks.is_main else []
+    made = distributed.on_main(lambda: guarded.make(config.monitor.callbacks, plugin), ranks)
+    return [Monitor(), Progress(), *(made or [])] if ranks.is_main else []

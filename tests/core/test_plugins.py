@@ -9,9 +9,10 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import clf
-from clf import catalogue, entrypoints, extras, plugins
+from clf import catalogue, entrypoints, extras, offered, plugins, single
 from clf.describe import describe
 from clf.errors import MissingExtraError, PluginError
 
@@ -49,6 +50,20 @@ def broken(name: str = "foo") -> str:
     with pytest.raises(PluginError) as caught:
         plugins.load_method(name)
     return str(caught.value)
+
+
+def test_only_requirements_on_clf_are_read(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of everybody took most of the time of a command that imports nothing."""
+    found = []
+
+    def noted(text: str) -> Requirement:
+        found.append(text)
+        return Requirement(text)
+
+    monkeypatch.setattr(catalogue, "Requirement", noted)
+    install_foo(install, GOOD + HOOK, requires=["torch>=99", "CLF_Vision>=99; python_version > '3'"])
+    assert [row.state for row in rows("foo")] == ["incompatible"]
+    assert found and all("clf" in text.lower() for text in found)
 
 
 def test_simclr_is_a_built_in_plugin_found_by_the_mechanism_of_third_parties() -> None:
@@ -279,7 +294,7 @@ def test_data_sources_and_callbacks(install: Install) -> None:
     )
     plugin = plugins.load_plugin("foo")
     assert [plugins.name_of(source) for source in plugin.datasets] == ["other-name", "foo"]
-    assert plugins.load_dataset("foo") is plugin.datasets[1]
+    assert offered.data_source("foo")[0] is plugin.datasets[1]
     assert [callback.__name__ for callback in plugin.callbacks] == ["Watch"]
     assert plugin.methods == ()
     assert "provides none" in broken()
@@ -288,7 +303,7 @@ def test_data_sources_and_callbacks(install: Install) -> None:
 def test_a_plugin_without_the_data_source_that_was_asked_for(install: Install) -> None:
     install_foo(install, GOOD + HOOK)
     with pytest.raises(PluginError, match="no data source named 'foo'"):
-        plugins.load_dataset("foo")
+        offered.data_source("foo")
 
 
 @pytest.mark.parametrize(("hook", "value"), [("clf_datasets", "[3]"), ("clf_callbacks", "[dict]")])
@@ -329,7 +344,7 @@ def test_single_files_that_are_no_plugins(tmp_path: Path, source: str, reason: s
     message = broken(str(path))
     assert str(path) in message
     assert reason in message
-    assert ("clf_plugin_file_my_method" in sys.modules) == ("stage import" not in message)
+    assert (single.read(str(path)).module in sys.modules) == ("stage import" not in message)
 
 
 def test_a_single_file_that_does_not_exist(tmp_path: Path) -> None:
@@ -347,7 +362,9 @@ def test_describe_tells_every_setting_with_type_default_and_meaning() -> None:
     assert "2002.05709" in found.text
 
 
-def test_only_the_source_named_as_the_plugin_can_be_reached(install: Install, run_cli: Callable[..., Any]) -> None:
+def test_every_source_of_a_plugin_is_shown_with_its_name_in_a_configuration(
+    install: Install, run_cli: Callable[..., Any]
+) -> None:
     install_foo(
         install,
         """
@@ -362,9 +379,9 @@ def test_only_the_source_named_as_the_plugin_can_be_reached(install: Install, ru
         """,
     )
     found = describe("foo")
-    assert (found.datasets, found.reachable) == (("foo", "bar"), ("foo",))
+    assert (found.datasets, found.reachable) == (("foo", "bar"), ("foo", "foo:bar"))
     out = " ".join(run_cli("plugins", "show", "foo").out.split())
-    assert "Data source: data.name=foo" in out and "cannot be reached: bar (" in out
+    assert "Data source foo: data.name=foo Data source bar: data.name=foo:bar" in out
 
 
 def test_describe_a_third_party_plugin(install: Install) -> None:
@@ -394,4 +411,4 @@ def test_offers_of_a_group_that_nobody_has() -> None:
 
 def test_a_row_as_a_dictionary_has_no_private_part() -> None:
     row = catalogue.find_plugin("simclr").as_dict()
-    assert set(row) == {"name", "value", "distribution", "version", "state", "reason", "builtin"}
+    assert set(row) == {"name", "value", "distribution", "version", "state", "reason", "builtin", "kind"}

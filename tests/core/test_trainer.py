@@ -315,9 +315,6 @@ def test_dropout_resumes_to_the_same_bits(tmp_path: Path, tiny: Make) -> None:
     resumed = training.resume(stopped.value.run, callbacks=[])
     assert torch.equal(torch.rand(1), expected)  # the caller's generator is left as it was
     assert weights(resumed) == weights(whole)
-    path.write_text(PLUGIN_FILE.replace("0.5", "0.4"))
-    with pytest.raises(RunError, match="has changed since run"):
-        training.resume(stopped.value.run, callbacks=[])
 
 
 def test_images_without_a_label_are_left_out_of_the_measurement(tmp_path: Path, tiny: Make) -> None:

@@ -17,26 +17,30 @@ from clf.errors import ClfError
 ROUNDS = 5
 
 
-def repeat_command(config: Config) -> str | None:
+def repeat_command(config: Config, plugin: str | None = None) -> str | None:
     """``clf train --plugin X key=value ...`` with every value that the plugin's own defaults do not give.
 
     Values follow from others (a learning rate from the optimizer), so the words are checked by what they resolve to
     and completed until that is the run's configuration. What only says where the run lies, ``run.*``, is left out.
 
+    Args:
+        plugin: what to give to ``--plugin``, where that is not what the configuration says.
+
     Returns:
         None where the plugin cannot be loaded any more.
     """
     wanted = {k: v for k, v in configuration.flatten(config).items() if k != "plugin" and not k.startswith("run.")}
+    plugin = plugin or config.plugin
     given: dict[str, Any] = {}
     for _ in range(ROUNDS):
         try:
-            found, _ = settings.resolve([Layer("the run", {"plugin": config.plugin, **given})])
+            found, _ = settings.resolve([Layer("the run", {"plugin": plugin, **given})])
         except ClfError:
             return None
         values = configuration.flatten(found)
         missing = {k: v for k, v in wanted.items() if k not in values or values[k] != v}
         if not missing:
-            return _command(config.plugin, {k: given[k] for k in wanted if k in given})
+            return _command(plugin, {k: given[k] for k in wanted if k in given})
         given |= missing
     return None
 

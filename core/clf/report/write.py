@@ -18,7 +18,7 @@ from torch import Tensor
 
 import clf
 from clf import config as configuration
-from clf import experiment, plugins, runs
+from clf import experiment, kept, plugins, runs
 from clf.config import Config
 from clf.errors import ClfError, PluginError
 from clf.evaluate.results import Evaluation, data_key, read_evaluations
@@ -94,7 +94,8 @@ def _gather(run: Run) -> Found:
     gallery, trained, missing = None, None, ""
     try:
         trained = experiment.load(run)
-        gallery = make_gallery(trained)
+        with trained.calls.anywhere():
+            gallery = make_gallery(trained)
     except ClfError as error:
         missing = f"There are no pictures in this report: {error}"
     return Found(
@@ -113,7 +114,7 @@ def _gather(run: Run) -> Found:
 def _facts(found: Found) -> Facts:
     wanted = None
     with suppress(ClfError):  # a method that is not here any more cannot be asked
-        wanted = plugins.load_method(found.config.plugin).min_batch_size
+        wanted = plugins.load_method(kept.plugin_of(found.run, found.config)).min_batch_size
     return Facts(
         records=found.records,
         manifest=found.manifest,
@@ -184,7 +185,10 @@ def _told(found: Found) -> Iterator[Section]:
         page.configuration(found.values, _defaults(found.config, found.trained), _descriptions(found.trained)),
     )
     file = shlex.join(["clf", "train", "--config", str(run.path / "config.yaml"), f"run.name={run.name}-again"])
-    commands = page.repeat(repeat_command(found.config), file, found.manifest.get("command"))
+    plugin = None
+    with suppress(ClfError):  # what the run was trained with is not here any more
+        plugin = kept.word_of(run)
+    commands = page.repeat(repeat_command(found.config, plugin), file, found.manifest.get("command"))
     yield "Repeat it", "These commands train the same run again.", commands + page.provenance(found.manifest)
 
 
@@ -194,7 +198,7 @@ def _drawn(trained: Experiment) -> dict[str, Tensor]:
     Raises:
         PluginError: one is not (rows, columns, 1 or 3, H, W).
     """
-    with torch.no_grad():
+    with torch.no_grad(), trained.calls("pictures"):
         pictures = dict(trained.method.pictures())
     for title, images in pictures.items():
         if images.ndim != 5 or images.shape[2] not in (1, 3) or 0 in images.shape:
