@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +100,8 @@ def create_backbone(
         ConfigError: unknown model, a stem, norm or activation that the model cannot have, an image size it cannot
             take, or pretrained weights that cannot be fetched.
     """
+    import timm  # longer to import than torch, and a plugin is looked at without it
+
     name = section.name
     if not timm.is_model(name):
         raise ConfigError(
@@ -142,6 +143,8 @@ def create_backbone(
 
 
 def _create(section: BackboneSection, channels: int, image_size: int, small: bool, fetch: bool) -> nn.Module:
+    import timm
+
     extra: dict[str, Any] = {}
     if _is_patch_model(section.name):
         extra["img_size"] = image_size
@@ -169,6 +172,8 @@ def _small_patch(image_size: int) -> int:
 
 def _is_patch_model(name: str) -> bool:
     """Whether the model is built for one input size, as vision transformers are."""
+    import timm
+
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     return bool(config and config.fixed_input_size)
 

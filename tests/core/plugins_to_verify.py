@@ -62,6 +62,12 @@ class Mine(Base):
         self.queue = torch.cat([ctx.gather(k), self.queue])[:64]
         return clf.StepOutput(loss, {"twice": 2 * loss.detach()})
 
+    def get_extra_state(self):
+        return {"made by": "mine"}
+
+    def set_extra_state(self, state):
+        assert state == {"made by": "mine"}
+
     @torch.no_grad()
     def after_step(self, ctx):
         for mine, its in zip(self.teacher.parameters(), nn.Sequential(self.backbone, self.projector).parameters()):

@@ -130,7 +130,8 @@ def test_a_mistake_is_told_in_one_sentence(run_cli: Callable[..., Any], words: t
 
 
 def test_a_bug_of_one_rank_is_told_and_not_that_another_lost_it(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"a training with .*mine\.py' ended with exit code 1"):
+    told = r"mine\.py failed in training_step at step 0: KeyError: 'a bug of rank 1' \(mine\.py, line \d+\)\. Mend"
+    with pytest.raises(PluginError, match=told):
         verify.ranks(plugin_file(tmp_path, methods.HAS_A_BUG), counts=[2])
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clf.commands import completion
 from clf.commands.output import print_json, print_table, print_text
 from clf.errors import ConfigError
 
@@ -18,10 +19,23 @@ app = typer.Typer(
     "Exit status: 0 it holds, 1 it does not, 2 a mistake in what was given.",
 )
 
-Plugin = Annotated[str, typer.Option("--plugin", metavar="NAME", help="A plugin's name, or a file such as ./mine.py")]
+Plugin = Annotated[
+    str,
+    typer.Option(
+        "--plugin",
+        metavar="NAME",
+        help="A plugin's name, or a file such as ./mine.py",
+        autocompletion=completion.plugins,
+    ),
+]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings over the tiny default run.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings over the tiny default run.",
+        show_default=False,
+        autocompletion=completion.settings,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FAILED = 1

@@ -1,7 +1,8 @@
 """A training in a process of its own, which the verification starts, watches and kills.
 
 On Linux the processes are forks of one server that has imported everything and run nothing, so each starts in a
-fraction of a second; elsewhere each is a fresh interpreter.
+fraction of a second; elsewhere each is a fresh interpreter. What a training imports later than its modules do is
+therefore imported here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,10 +24,12 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
+import timm  # noqa: F401 - see above
 import torch
+import torch._inductor  # which torch.use_deterministic_algorithms imports
 
 from clf import checkpoint, trainer, training
-from clf.callbacks import Callback
+from clf.callbacks import Watcher
 from clf.config import Config
 from clf.errors import ClfError, PluginError, TrainingError
 from clf.monitor import Monitor
@@ -61,19 +65,29 @@ class Job:
     """Batch norm over all rows on all ranks and no dropout, as the comparison of ranks needs them."""
     rank_folder: Path | None = None
     """Where each rank leaves the digests of its own state."""
+    every_step: bool = False
+    """A checkpoint is written after each step, and all of them stay."""
+    said: Path | None = None
+    """The file that what it prints is added to; default: standard error."""
 
     @property
     def run(self) -> Run:
         return Run(Path(self.config.run.dir) / str(self.config.run.name))
 
 
+def warm_up() -> None:
+    """Lets the server of forks start to import what trainings need, while this process does something else."""
+    if sys.platform == "linux":
+        forkserver.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
+
+
 class Child:
     """A process that does a job."""
 
     def __init__(self, job: Job) -> None:
+        warm_up()
         context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-        if sys.platform == "linux":
-            context.set_forkserver_preload([__name__])
         self.job = job
         self.pipe, theirs = context.Pipe(duplex=False)
         environment = {**os.environ, **job.environment}
@@ -148,7 +162,7 @@ def run_together(jobs: Sequence[Job]) -> None:
 
 
 def _work(job: Job, pipe: Connection, environment: Mapping[str, str]) -> None:
-    os.dup2(2, 1)  # standard output belongs to the report
+    _redirect(job.said)
     os.environ.clear()
     os.environ.update(environment)
     random.seed()  # forks of one server would share these, fresh interpreters do not
@@ -158,6 +172,9 @@ def _work(job: Job, pipe: Connection, environment: Mapping[str, str]) -> None:
         with ExitStack() as changed:
             if job.one_batch:
                 changed.enter_context(of_all_rows())
+            if job.every_step:
+                changed.enter_context(patch.object(checkpoint, "KEEP", sys.maxsize))
+                changed.enter_context(patch.object(trainer.Trainer, "_save_is_due", lambda *unused: True))
             if job.rank_folder is not None:
                 changed.enter_context(_leaving_digests(job.rank_folder))
             watch = _Watch(job, pipe)
@@ -171,7 +188,16 @@ def _work(job: Job, pipe: Connection, environment: Mapping[str, str]) -> None:
         pipe.send(error)
 
 
-class _Watch(Callback):
+def _redirect(file: Path | None) -> None:
+    """Standard output belongs to the report of the process that started this one."""
+    if file is not None:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+    os.dup2(2, 1)
+
+
+class _Watch(Watcher):
     """Tells the verification when the step is reached, and waits to be killed at the place."""
 
     def __init__(self, job: Job, pipe: Connection) -> None:

@@ -45,13 +45,10 @@ def ranks(plugin: str, changes: Mapping[str, Any] | None = None, counts: Sequenc
     if not counts or min(counts) < 2:
         raise ConfigError(f"the numbers of ranks must be 2 or more, got {', '.join(map(str, counts)) or 'none'}")
     with tempfile.TemporaryDirectory(prefix="clf-verify-") as folder:
-        config = tiny(plugin, Path(folder), changes or {}, _own(counts))
+        config = tiny(plugin, Path(folder), changes or {}, settings_for(counts))
         _refuse_chunks(config)
         report = Report(f"{_list(counts)} ranks training {plugin} equal one process")
-        one = _train(config, "one", 1)
-        for count in counts:
-            _compare(report, one, _train(config, f"ranks-{count}", count), f"{count} ranks")
-            _agree(report, Path(folder), f"ranks-{count}", count)
+        one = side_by_side(config, counts, report)
         if not report.holds:
             return report  # a run by changing numbers of ranks would differ for the same reason
         row = [counts[0], 1, counts[-1]]
@@ -60,7 +57,22 @@ def ranks(plugin: str, changes: Mapping[str, Any] | None = None, counts: Sequenc
     return report
 
 
-def _own(counts: Sequence[int]) -> dict[str, Any]:
+def side_by_side(config: Config, counts: Sequence[int], report: Report, said: Path | None = None) -> Run:
+    """Trains with one process and with each number of ranks, and reports how they differ; the run of one process.
+
+    Args:
+        config: with the keys of :func:`settings_for`, and ``run.dir`` a folder without runs.
+        said: the file that what the trainings print is added to; default: standard error.
+    """
+    one = _train(config, "one", 1, said=said)
+    for count in counts:
+        _compare(report, one, _train(config, f"ranks-{count}", count, said=said), f"{count} ranks")
+        _agree(report, Path(config.run.dir), f"ranks-{count}", count)
+    return one
+
+
+def settings_for(counts: Sequence[int]) -> dict[str, Any]:
+    """What the comparison of so many ranks needs: in float64, and a batch that all of them divide."""
     each = math.lcm(*counts)
     return {
         "train.batch_size": each * max(1, -(-16 // each)),
@@ -83,7 +95,15 @@ def _refuse_chunks(config: Config) -> None:
         )
 
 
-def _train(config: Config, name: str, count: int, *, resumed: bool = False, stop: int | None = None) -> Run:
+def _train(
+    config: Config,
+    name: str,
+    count: int,
+    *,
+    resumed: bool = False,
+    stop: int | None = None,
+    said: Path | None = None,
+) -> Run:
     """Trains with so many ranks, up to a step or to the end."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     jobs = [
@@ -94,6 +114,7 @@ def _train(config: Config, name: str, count: int, *, resumed: bool = False, stop
             environment={**address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             one_batch=True,
             rank_folder=Path(config.run.dir),
+            said=said,
         )
         for rank in range(count)
     ]
