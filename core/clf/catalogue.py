@@ -1,10 +1,16 @@
-"""Which plugins are installed and which of them can be used, from packaging metadata alone. Imports no plugin."""
+"""What is installed and which of it can be used, from packaging metadata alone. Imports no plugin.
+
+Besides plugins, whose hooks provide methods, data sources, evaluators and callbacks, other distributions may offer
+commands and vector stores, each by an entry-point group of its own.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -14,7 +20,10 @@ from clf import __version__
 from clf.entrypoints import DISTRIBUTION, Offer, offers
 from clf.errors import PluginError, did_you_mean
 
+Kind: TypeAlias = Literal["plugin", "command", "store"]
+
 GROUP = "clf.plugins"
+GROUPS: Mapping[Kind, str] = MappingProxyType({"plugin": GROUP, "command": "clf.commands", "store": "clf.indexes"})
 DISABLE = "CLF_DISABLE_PLUGINS"
 
 State: TypeAlias = Literal["available", "disabled", "incompatible", "conflict", "broken"]
@@ -29,7 +38,7 @@ _REMEDY: dict[State, str] = {
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What is known of a plugin without importing it."""
+    """What is known of a plugin, a command or a vector store without importing it."""
 
     name: str
     value: str
@@ -40,6 +49,7 @@ class PluginInfo:
     reason: str = ""
     """Why it cannot be used; empty when it is available."""
     builtin: bool = False
+    kind: Kind = "plugin"
     offer: Offer | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, object]:
@@ -47,21 +57,42 @@ class PluginInfo:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "offer"}
 
     def __str__(self) -> str:
-        return f"plugin {self.name!r} ({self.distribution} {self.version})" if self.offer else f"plugin {self.name}"
+        if self.offer is None:
+            return f"{self.kind} {self.name}"
+        return f"{self.kind} {self.name!r} ({self.distribution} {self.version})"
 
 
 def list_plugins() -> list[PluginInfo]:
     """All installed plugins, built-in ones first, with what forbids their use. Imports none of them."""
-    rows = [_judge(offer) for offer in offers(GROUP)]
-    reserved = {row.name for row in rows if row.builtin}
+    return list_entries("plugin")
+
+
+def list_everything(commands: Iterable[str] = ()) -> list[PluginInfo]:
+    """Plugins, then commands, then vector stores, each as :func:`list_entries` does.
+
+    Args:
+        commands: names of commands that no entry point may take.
+    """
+    return [row for kind in GROUPS for row in list_entries(kind, commands if kind == "command" else ())]
+
+
+def list_entries(kind: Kind, reserved: Iterable[str] = ()) -> list[PluginInfo]:
+    """All installed entries of a kind, built-in ones first, with what forbids their use. Imports none of them.
+
+    Args:
+        reserved: names that no entry may take, besides those of our own entries.
+    """
+    rows = [judge(offer) for offer in offers(GROUPS[kind])]
+    taken = {row.name for row in rows if row.builtin} | set(reserved)
     claims = Counter(row.name for row in rows if row.state == "available")
     resolved = []
     for row in rows:
-        if row.state == "available" and not row.builtin and row.name in reserved:
+        row = replace(row, kind=kind)
+        if row.state == "available" and not row.builtin and row.name in taken:
             row = replace(row, state="conflict", reason=f"the name {row.name!r} is reserved by {DISTRIBUTION}")
         elif row.state == "available" and not row.builtin and claims[row.name] > 1:
-            others = {other.distribution for other in rows if other.name == row.name and other is not row}
-            rivals = ", ".join(sorted(others))
+            same = [other for other in rows if other.name == row.name and other.state == "available"]
+            rivals = ", ".join(sorted({other.distribution for other in same if other.offer is not row.offer}))
             row = replace(row, state="conflict", reason=f"the name {row.name!r} is also claimed by {rivals}")
         resolved.append(row)
     return sorted(resolved, key=lambda row: (not row.builtin, row.name, row.distribution))
@@ -74,14 +105,8 @@ def find_plugin(name: str) -> PluginInfo:
         PluginError: there is none, with the nearest name, or with the reason why it cannot be used.
     """
     rows = list_plugins()
-    named = [row for row in rows if row.name == name]
-    usable = [row for row in named if row.state == "available"]
-    if usable:
-        return usable[0]
-    if named:
-        row = named[0]
-        remedy = _REMEDY[row.state].format(distribution=row.distribution)
-        raise PluginError(f"{row} cannot be used, state {row.state}: {row.reason}. {remedy}")
+    if named := [row for row in rows if row.name == name]:
+        return the_usable(named)
     available = sorted(row.name for row in rows if row.state == "available")
     listing = (
         f"Available: {', '.join(available)}." if available else f"No plugin is installed; reinstall {DISTRIBUTION}."
@@ -92,7 +117,22 @@ def find_plugin(name: str) -> PluginInfo:
     )
 
 
-def _judge(offer: Offer) -> PluginInfo:
+def the_usable(named: Sequence[PluginInfo]) -> PluginInfo:
+    """The one of some entries of the same name that can be used.
+
+    Raises:
+        PluginError: none can, with the reason and the remedy.
+    """
+    for row in named:
+        if row.state == "available":
+            return row
+    row = named[0]
+    remedy = _REMEDY[row.state].format(distribution=row.distribution)
+    raise PluginError(f"{row} cannot be used, state {row.state}: {row.reason}. {remedy}")
+
+
+def judge(offer: Offer) -> PluginInfo:
+    """What one entry says of itself, before the others are looked at: any extension point may ask."""
     row = PluginInfo(offer.name, offer.value, offer.distribution, offer.version, builtin=offer.builtin, offer=offer)
     disabled = {word.strip() for word in os.environ.get(DISABLE, "").split(",")}
     if offer.name in disabled or offer.distribution in disabled:
@@ -107,15 +147,19 @@ def _judge(offer: Offer) -> PluginInfo:
 
 def _unmet(text: str) -> str:
     """The requirement, when it is one on clf-vision that this version does not meet; else an empty string."""
+    requirement = requirement_on_clf(text)
+    if requirement is None or requirement.specifier.contains(__version__, prereleases=True):
+        return ""
+    return f"{DISTRIBUTION}{requirement.specifier}"
+
+
+def requirement_on_clf(text: str) -> Requirement | None:
+    """A line of ``Requires-Dist``, when it is about clf-vision and applies here."""
+    if "clf" not in text.lower():  # to read all of everybody's takes most of the time of ``clf --help``
+        return None
     try:
         requirement = Requirement(text)
     except InvalidRequirement:
-        return ""
+        return None
     applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-    if canonicalize_name(requirement.name) != DISTRIBUTION or not applies:
-        return ""
-    return (
-        ""
-        if requirement.specifier.contains(__version__, prereleases=True)
-        else f"{DISTRIBUTION}{requirement.specifier}"
-    )
+    return requirement if applies and canonicalize_name(requirement.name) == DISTRIBUTION else None

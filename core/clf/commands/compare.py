@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clf.commands import completion
 from clf.commands.evaluate import RunsFolder
 from clf.commands.output import print_json, print_table, print_text
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 def compare(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Run folders, or names inside --runs; 'simclr-*' there means many."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or names inside --runs; 'simclr-*' there means many.",
+            autocompletion=completion.runs,
+        ),
     ],
     runs_dir: RunsFolder = "runs",
     reference: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clf.commands import completion
 from clf.commands.options import ConfigFile, PluginName
 from clf.commands.output import print_json, print_table, print_text
 
@@ -34,6 +35,7 @@ def doctor(
             metavar="IMAGES|KEY=VALUE",
             help="The words that clf train would get: a folder of images, and settings such as train.batch_size=512.",
             show_default=False,
+            autocompletion=completion.settings,
         ),
     ] = None,
     plugin: PluginName = None,

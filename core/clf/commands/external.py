@@ -1,8 +1,8 @@
 """Commands of other packages, by the entry-point group ``clf.commands``: name -> a function with typer annotations, or
 a ``typer.Typer`` whose commands become ``clf NAME COMMAND``.
 
-The server's commands come this way, so that the engine never imports the server. A command that cannot be loaded is
-still listed, with the reason, and hurts no other.
+The server's commands come this way, so that the engine never imports the server. A command that cannot be used is still
+listed, with the reason, and hurts no other.
 """
 
 from __future__ import annotations
@@ -15,59 +15,41 @@ from typing import Any, Literal
 import typer
 
 from clf import extras
-from clf.entrypoints import Offer, offers
+from clf.catalogue import PluginInfo, list_entries, the_usable
 from clf.errors import ClfError, PluginError
-
-GROUP = "clf.commands"
 
 Markup = Literal["markdown", "rich"] | None
 
 
 def names() -> list[str]:
     """Names of all commands in the group, built-in ones first."""
-    found = sorted(offers(GROUP), key=lambda offer: (not offer.builtin, offer.name))
-    return list(dict.fromkeys(offer.name for offer in found))
+    return list(dict.fromkeys(row.name for row in list_entries("command")))
 
 
 def command(name: str, markup: Markup) -> Any | None:
     """The command of this name, ready for a typer group; ``None`` when nobody offers it."""
-    claims = [offer for offer in offers(GROUP) if offer.name == name]
-    if not claims:
+    rows = [row for row in list_entries("command") if row.name == name]
+    if not rows:
         return None
     try:
-        offer = _only(claims)
-        return _to_command(name, _load(offer), markup)
+        return _to_command(name, _load(the_usable(rows)), markup)
     except ClfError as error:
         return _unavailable(name, error, markup)
 
 
-def _only(claims: list[Offer]) -> Offer:
-    """The one to use: ours, or else the single claim.
-
-    Raises:
-        PluginError: two other distributions claim the name.
-    """
-    claims = [offer for offer in claims if offer.builtin] or claims
-    if len(claims) > 1:
-        rivals = " and ".join(sorted(offer.distribution for offer in claims))
-        raise PluginError(f"command {claims[0].name!r} is claimed by {rivals}: uninstall one of them")
-    return claims[0]
-
-
-def _load(offer: Offer) -> Callable[..., Any] | typer.Typer:
-    where = f"command {offer.name!r} of {offer.distribution}"
-    if offer.problem:
-        raise PluginError(f"{where} cannot be read: {offer.problem}. Reinstall it.")
+def _load(row: PluginInfo) -> Callable[..., Any] | typer.Typer:
+    assert row.offer is not None
+    where = f"command {row.name!r} of {row.distribution}"
     try:
         with redirect_stdout(sys.stderr):
-            found = offer.load()
+            found = row.offer.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if isinstance(error, ImportError) and (missing := extras.explain(error, f"clf {offer.name}")):
+        if isinstance(error, ImportError) and (missing := extras.explain(error, f"clf {row.name}")):
             raise missing from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"{where} cannot be loaded: {reason}. Reinstall {offer.distribution}.") from error
+        raise PluginError(f"{where} cannot be loaded: {reason}. Reinstall {row.distribution}.") from error
     if not callable(found):
         raise PluginError(f"{where} is a {type(found).__name__}, not a function. Tell the authors.")
     return found

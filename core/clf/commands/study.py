@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from clf.commands import completion
 from clf.commands.output import print_json, print_table, print_text
 from clf.commands.train import EXIT_CODE
 from clf.errors import ConfigError
@@ -23,10 +24,20 @@ UNDONE = 2
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The study's YAML, as in configs/studies.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The study's YAML, as in configs/studies.", autocompletion=completion.config_files
+        ),
+    ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of every cell, over the study's own.", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of every cell, over the study's own.",
+            show_default=False,
+            autocompletion=completion.settings,
+        ),
     ] = None,
     scale: Annotated[
         str | None, typer.Option(metavar="NAME", help="How large everything is; default: cpu.", show_default=False)

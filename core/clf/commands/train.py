@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clf.commands import completion
 from clf.commands.options import ConfigFile, PluginName
 from clf.commands.output import is_main_rank, print_table, print_text
 
@@ -26,6 +27,7 @@ def train(
             metavar="IMAGES|KEY=VALUE",
             help="A folder of images, and settings such as train.epochs=20; --print-config lists all keys.",
             show_default=False,
+            autocompletion=completion.settings,
         ),
     ] = None,
     plugin: PluginName = None,
@@ -35,6 +37,7 @@ def train(
         typer.Option(
             metavar="RUN",
             help="Continue a run; auto: the newest unfinished one, or with run.name=X that one, started if need be.",
+            autocompletion=completion.resumable,
         ),
     ] = None,
     print_config: Annotated[
