@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import clf
+from clf import public
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "core" / "clf").rglob("*.py"))
@@ -23,8 +24,18 @@ PLUGIN_FILES = [file for folder in PLUGINS for file in sorted(folder.rglob("*.py
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "core", "plugins", "serve", "tests", "configs"}
 TRAINING_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "matplotlib"}
 SERVING_ONLY = {"faiss", "fastapi", "gradio", "uvicorn", "starlette"}
-TORCH_FREE = {"clf", "clf.config", "clf.decoding", "clf.errors", "clf.extras", "clf.images", "clf.manifest"}
-PLUGIN_MODULES = {"losses", "nn"}
+TORCH_FREE = {
+    "clf",
+    "clf.catalogue",
+    "clf.config",
+    "clf.decoding",
+    "clf.entrypoints",
+    "clf.errors",
+    "clf.extras",
+    "clf.images",
+    "clf.manifest",
+}
+PLUGIN_MODULES = set(public.MODULES)
 BUILDS_ON = {  # methods of this distribution that are defined on top of others
     "clf_dcl": {"clf_simclr", "clf_moco", "clf_nnclr"},
     "clf_batch_curation": {"clf_simclr"},
