@@ -80,7 +80,9 @@ def run_checks(
 
 
 def conformance(store: str | type[VectorStore], url: Url | None = None) -> Callable[..., None]:
-    """A test for pytest, one case for each check::
+    """A test for pytest, one case for each check.
+
+    The whole of a test file is::
 
         from clf_serve.stores import conformance
 
