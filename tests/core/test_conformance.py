@@ -226,6 +226,20 @@ def test_run_checks_tells_as_it_goes_and_keeps_the_result(install: Install, cach
     assert [path.name for path in (cache / "clf" / "checks").iterdir()] == ["foo.json"]
 
 
+def test_a_failure_that_keeps_chosen_checks_from_running_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import a_package_that_nobody_has\n")
+    told: list[Outcome] = []
+    found = run_checks(str(path), ["name", "config"], on_outcome=told.append)
+    assert [(each.check.name, each.state) for each in told] == [
+        ("loads", "failed"),
+        ("name", "not run"),
+        ("config", "not run"),
+    ]
+    assert tuple(told) == found.outcomes and not found.conforms
+    assert "a_package_that_nobody_has" in told[0].explain()
+
+
 def test_some_checks_only_keep_nothing(cache: Path) -> None:
     found = run_checks("simclr", ["imports", "config"])
     assert [(each.check.name, each.state) for each in found.outcomes] == [("imports", "passed"), ("config", "passed")]

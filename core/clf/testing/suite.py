@@ -73,6 +73,10 @@ class Examination:
             self._outcomes[name] = self._run(self._checks[name])
         return self._outcomes[name]
 
+    def failed(self) -> list[Outcome]:
+        """The failures so far, those of needed checks too."""
+        return [each for each in self._outcomes.values() if each.state == "failed"]
+
     def _run(self, check: Check) -> Outcome:
         for name in check.needs:
             needed = self.outcome(name)
@@ -98,8 +102,8 @@ def run_checks(
     """Checks a plugin: an installed one by name, or a single file such as ``./my_method.py``.
 
     Args:
-        only: names of checks; what they need is run too, and not told. All when empty, and then the result is kept
-            for ``clf plugins show``.
+        only: names of checks; what they need is run too, and told where it fails. All when empty, and then the result
+            is kept for ``clf plugins show``.
         settings: dotted keys over the tiny configuration, such as ``{"method.queue_size": 64}``.
         on_start: called before each check.
         on_outcome: called after each check.
@@ -116,9 +120,12 @@ def run_checks(
         for check in chosen:
             if on_start is not None:
                 on_start(check)
-            outcomes.append(examination.outcome(check.name))
-            if on_outcome is not None:
-                on_outcome(outcomes[-1])
+            outcome = examination.outcome(check.name)
+            unasked = [each for each in examination.failed() if each.check not in chosen and each not in outcomes]
+            for each in (*unasked, outcome):
+                outcomes.append(each)
+                if on_outcome is not None:
+                    on_outcome(each)
     found = Conformance(
         plugin=info.name,
         distribution=info.distribution,

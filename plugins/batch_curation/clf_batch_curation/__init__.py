@@ -49,7 +49,7 @@ class BatchCuration(SimCLR):
         "arXiv 2108.08643"
     )
     config: BatchCurationConfig
-    tiny = {"method.start_epoch": 0, "method.phi": 0.3}  # noqa: RUF012
+    tiny = {"method.start_epoch": 0, "method.phi": 0.3}
     min_batch_size = 64  # so that a rank has steps of half a percent
     waiting: Tensor
 

@@ -57,7 +57,7 @@ class MoCo(clf.Method[MoCoConfig]):
         "arXiv 1911.05722; Chen, Fan, Girshick, He, Improved Baselines with Momentum Contrastive Learning, "
         "arXiv 2003.04297"
     )
-    defaults = {  # noqa: RUF012
+    defaults = {
         "optimizer.name": "sgd",  # with the engine's lr 0.03 x batch/256, weight decay 1e-4 and momentum 0.9: v1's
         "optimizer.decay_norm_and_bias": True,
         "schedule.warmup_epochs": 0,

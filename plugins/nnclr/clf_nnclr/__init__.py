@@ -39,8 +39,8 @@ class NNCLR(clf.Method[NNCLRConfig]):
         "Dwibedi, Aytar, Tompson, Sermanet, Zisserman, With a Little Help from My Friends: "
         "Nearest-Neighbor Contrastive Learning of Visual Representations, ICCV 2021, arXiv 2104.14548"
     )
-    defaults = {"optimizer.name": "lars"}  # noqa: RUF012
-    tiny = {"method.hidden_dim": 32, "method.predictor_dim": 32}  # noqa: RUF012
+    defaults = {"optimizer.name": "lars"}
+    tiny = {"method.hidden_dim": 32, "method.predictor_dim": 32}
     min_batch_size = 64  # N candidates instead of SimCLR's 2N - 1: log 64 is 4 nats
 
     ids: Tensor
