@@ -86,6 +86,7 @@ def test_the_graph_reads_no_value_on_the_host(channels: int) -> None:
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # which a reset leaves, of what other tests have compiled
     apply._compiled.cache_clear()
     yield
     torch._dynamo.reset()

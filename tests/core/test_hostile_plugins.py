@@ -142,7 +142,12 @@ class Child:
 @contextmanager
 def running(folder: Path, *words: str, **environment: str) -> Iterator[Child]:
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        command = [sys.executable, "-m", "clf", *words]
+        program = (
+            "import signal\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+            "from clf.cli import main\nmain()"
+        )
+        command = [sys.executable, "-c", program, *words]
         environment = {**os.environ, **environment}
         with subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err) as process:
             try:
