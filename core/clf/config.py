@@ -6,7 +6,6 @@ default is ``None`` and says "derived" in its description is filled by :func:`de
 
 from __future__ import annotations
 
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -478,24 +477,3 @@ def _unflatten(values: Mapping[str, Any]) -> Tree:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def schedule_factor(
-    step: int, total: int, warmup: int, schedule: ScheduleSection, steps_per_epoch: float = 1.0
-) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then constant, cosine or linear.
-
-    The first step after the warm-up has the peak; the step after the last would have ``final_lr``. With ``per: epoch``
-    all steps of an epoch have the rate of its first.
-    SimCLR, section 2.3; applied per step. MoCo's released code (main_moco.py) applies the cosine per epoch.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule.name == "constant":
-        return 1.0
-    if schedule.per == "epoch":
-        step = math.ceil(math.floor(step / steps_per_epoch + 1e-9) * steps_per_epoch - 1e-9)
-    start = max(warmup, total - round(schedule.decay * total))
-    progress = max(0, step - start) / max(1, total - start)
-    fallen = 1 - progress if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return schedule.final_lr + (1 - schedule.final_lr) * fallen

@@ -36,7 +36,7 @@ class Trained:
 
     def lr(self, step: int, total: int, steps_per_epoch: float) -> float:
         warmup = 0 if self.preparation else round((self.schedule.warmup_epochs or 0) * steps_per_epoch)
-        return self.peak * configuration.schedule_factor(step, total, warmup, self.schedule, steps_per_epoch)
+        return self.peak * optim.schedule_factor(step, total, warmup, self.schedule, steps_per_epoch)
 
 
 def make_groups(method: Method[MethodConfig], config: Config) -> dict[str, Trained]:

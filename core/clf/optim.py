@@ -1,7 +1,8 @@
-"""Optimizers by name, with the exclusions that the field uses, and LARS."""
+"""Optimizers by name, with the exclusions that the field uses, LARS, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from clf.config import OptimizerSection
+from clf.config import OptimizerSection, ScheduleSection
 from clf.errors import ConfigError
 
 
@@ -101,3 +102,24 @@ def make_optimizer(section: OptimizerSection, parameters: Iterable[Parameter]) -
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def schedule_factor(
+    step: int, total: int, warmup: int, schedule: ScheduleSection, steps_per_epoch: float = 1.0
+) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then constant, cosine or linear.
+
+    The first step after the warm-up has the peak; the step after the last would have ``final_lr``. With ``per: epoch``
+    all steps of an epoch have the rate of its first.
+    SimCLR, section 2.3; applied per step. MoCo's released code (main_moco.py) applies the cosine per epoch.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.per == "epoch":
+        step = math.ceil(math.floor(step / steps_per_epoch + 1e-9) * steps_per_epoch - 1e-9)
+    start = max(warmup, total - round(schedule.decay * total))
+    progress = max(0, step - start) / max(1, total - start)
+    fallen = 1 - progress if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return schedule.final_lr + (1 - schedule.final_lr) * fallen

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from clf import config as configuration
-from clf.config import Config, Layer, Origins, ScheduleSection, build, derive, parse_overrides, schedule_factor
+from clf.config import Config, Layer, Origins, ScheduleSection, build, derive, parse_overrides
 from clf.errors import ConfigError
+from clf.optim import schedule_factor
 
 
 class Knobs(BaseModel):

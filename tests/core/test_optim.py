@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from clf.config import OptimizerSection, ScheduleSection, schedule_factor
+from clf.config import OptimizerSection, ScheduleSection
 from clf.errors import ConfigError
-from clf.optim import LARS, make_optimizer
+from clf.optim import LARS, make_optimizer, schedule_factor
 
 SECTION = OptimizerSection(name="lars", lr=1.0, weight_decay=0.1)
 

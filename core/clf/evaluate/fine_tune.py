@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from clf.augment import Recipe
 from clf.backbones import Backbone
-from clf.config import OptimizerSection, ScheduleSection, schedule_factor
+from clf.config import OptimizerSection, ScheduleSection
 from clf.data import Images
 from clf.data.stream import Stream
 from clf.errors import TrainingError
 from clf.evaluate.features import encode
-from clf.optim import make_optimizer, set_lr
+from clf.optim import make_optimizer, schedule_factor, set_lr
 from clf.random import derive_seed
 
 EPOCHS = 20
