@@ -27,6 +27,7 @@ SERVING_ONLY = {"faiss", "fastapi", "gradio", "uvicorn", "starlette"}
 TORCH_FREE = {
     "clf",
     "clf.catalogue",
+    "clf.checks",
     "clf.config",
     "clf.decoding",
     "clf.entrypoints",

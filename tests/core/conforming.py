@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from clf.checks import Outcome
 from clf.testing import packages
-from clf.testing.check import Outcome
 from clf.testing.importing import Found
 from clf.testing.subject import Subject
-from clf.testing.suite import Examination
+from clf.testing.suite import examine
 
 REQUIRES = ("clf-vision>=0.1,<0.2",)
 HEAD = """
@@ -60,7 +60,7 @@ def examined(name_or_path: str, folder: Path, *, process: bool = True) -> Mappin
     subject = Subject(name_or_path, folder)
     if not process:
         subject.once("probe", Found)
-    examination = Examination(subject, packages.CHECKS)
+    examination = examine(subject, packages.CHECKS)
     return {check.name: examination.outcome(check.name) for check in packages.CHECKS}
 
 

@@ -20,11 +20,11 @@ import torch
 from conforming import GOOD, HEAD, HOOK, Install, install_foo
 
 from clf import testing
+from clf.checks import Check, Failed, Outcome, Skipped, at
 from clf.errors import ConfigError, PluginError
 from clf.testing import isolation, packages, record, suite
-from clf.testing.check import Check, Failed, Outcome, Skipped, at
 from clf.testing.subject import Subject
-from clf.testing.suite import CHECKS, Examination, run_checks
+from clf.testing.suite import CHECKS, examine, run_checks
 
 RunCli = Callable[..., object]
 
@@ -42,12 +42,12 @@ def static(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "CHECKS", packages.CHECKS)
 
 
-def check(run: Callable[[Subject], str | None], name: str = "own", needs: tuple[str, ...] = ()) -> Check:
+def check(run: Callable[[Subject], str | None], name: str = "own", needs: tuple[str, ...] = ()) -> Check[Subject]:
     return Check(name, "Something.", "It matters.", "Mend it.", run, needs)
 
 
 def judged(run: Callable[[Subject], str | None], tmp_path: Path) -> Outcome:
-    return Examination(Subject("simclr", tmp_path), [check(run)]).outcome("own")
+    return examine(Subject("simclr", tmp_path), [check(run)]).outcome("own")
 
 
 def test_every_check_has_its_words_and_what_it_needs_comes_before_it() -> None:
@@ -184,7 +184,7 @@ def test_a_check_waits_for_those_it_needs_and_each_runs_once(tmp_path: Path) -> 
         check(noted("c"), "c", ("not for this",)),
         check(noted("d"), "d", ("good",)),
     ]
-    examination = Examination(Subject("simclr", tmp_path), checks)
+    examination = examine(Subject("simclr", tmp_path), checks)
     found = {name: examination.outcome(name) for name in "dcba"}
     assert {name: outcome.state for name, outcome in found.items()} == {
         "a": "not run", "b": "not run", "c": "skipped", "d": "passed",

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from conforming import GOOD, HEAD, HOOK, Install, install_foo
 
+from clf.checks import Check, Outcome
 from clf.commands import plugins_check
 from clf.testing import packages, suite
-from clf.testing.check import Check, Outcome
 from clf.testing.subject import Subject
 
 RunCli = Callable[..., Any]

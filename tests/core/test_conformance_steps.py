@@ -10,9 +10,10 @@ import plugins_to_verify as methods
 import pytest
 from plugins_to_verify import plugin_file
 
+from clf.checks import Examination
 from clf.testing import learning, steps, whole
 from clf.testing.subject import Subject
-from clf.testing.suite import CHECKS, Examination
+from clf.testing.suite import CHECKS, examine
 
 NAMES = [check.name for check in (*steps.CHECKS, *whole.CHECKS)]
 WRONG = [(name, body, words) for name, cases in bodies.WRONG.items() for body, words in cases]
@@ -21,7 +22,7 @@ WRONG = [(name, body, words) for name, cases in bodies.WRONG.items() for body, w
 def examination(folder: Path, body: str) -> Examination:
     inside = folder / "inside"
     inside.mkdir()
-    return Examination(Subject(plugin_file(folder, body), inside), CHECKS)
+    return examine(Subject(plugin_file(folder, body), inside), CHECKS)
 
 
 def test_each_check_has_a_wrong_method() -> None:

@@ -18,10 +18,10 @@ import pytest
 
 import clf
 from clf import catalogue, distributions
+from clf.checks import Outcome
 from clf.commands import plugins as commands
 from clf.describe import describe, links
 from clf.testing import record
-from clf.testing.check import Outcome
 from clf.testing.suite import CHECKS, Conformance
 
 pty = pytest.importorskip("pty", reason="terminals are tested where there are any")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wrong_methods import WRONG, good
 
-from clf.testing.check import Check
+from clf.checks import Check
 from clf.testing.suite import CHECKS, Conformance, run_checks
 
 Install = Callable[..., Path]
@@ -26,7 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def needs(check: Check) -> set[str]:
+def needs(check: Check[Any]) -> set[str]:
     """The checks without which this one is not run, one through the other."""
     return set(check.needs).union(*(needs(BY_NAME[name]) for name in check.needs))
 

@@ -60,7 +60,7 @@ def test_what_a_store_raises_is_told_with_its_place_and_what_needs_it_is_not_run
     assert states["round trip"][0] == "failed" and states["round trip"][1].startswith(
         "SystemExit: no such table (test_"
     )
-    assert states["scan"] == ("not run", "it needs 'round trip'")
+    assert states["scan"] == ("not run", "it needs 'round trip', which failed")
     assert json.loads(json.dumps(found.as_dict()))["conforms"] is False
 
 

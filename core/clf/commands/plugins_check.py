@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from clf.commands import completion
 from clf.commands.output import print_json
 
 if TYPE_CHECKING:
-    from clf.testing.check import Check, Outcome
+    from clf.checks import Check, Outcome
     from clf.testing.suite import Conformance
 
 FAILED = 1
@@ -67,7 +67,7 @@ class _Lines:
         self._width = width
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # not that of the plugin
 
-    def start(self, check: Check) -> None:
+    def start(self, check: Check[Any]) -> None:
         if self._console.is_terminal:
             self._console.print(f"{'':{len(INDENT)}}{check.name} ...", end="\r", style="dim")
 

@@ -14,16 +14,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clf.testing.check import Check, Outcome
+    from clf.checks import Check, Outcome
     from clf.testing.pytest_conformance import conformance
     from clf.testing.suite import Conformance, run_checks
 
 __all__ = ["Check", "Conformance", "Outcome", "conformance", "run_checks"]
 
 _EXPORTS = {
-    "Check": "clf.testing.check",
+    "Check": "clf.checks",
     "Conformance": "clf.testing.suite",
-    "Outcome": "clf.testing.check",
+    "Outcome": "clf.checks",
     "conformance": "clf.testing.pytest_conformance",
     "run_checks": "clf.testing.suite",
 }

@@ -12,8 +12,8 @@ import torch._dynamo
 from torch import nn
 
 from clf.backbones import Backbone
+from clf.checks import Failed, Skipped
 from clf.errors import ConfigError
-from clf.testing.check import Failed, Skipped
 from clf.testing.probing import (
     Traces,
     apart,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from clf.checks import Failed, Skipped
 from clf.data import DataSource, Split
 from clf.data.source import Images
 from clf.groups import Trained
 from clf.method import Batch, Context
-from clf.testing.check import Failed, Skipped
 from clf.testing.probing import (
     Refused,
     TrainingStep,

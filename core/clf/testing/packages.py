@@ -17,11 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 import clf
 from clf import catalogue, config, public, settings
+from clf.checks import Check, Failed, Skipped
 from clf.config import Layer
 from clf.entrypoints import DISTRIBUTION
 from clf.errors import ClfError, did_you_mean
 from clf.testing import imports
-from clf.testing.check import Check, Failed, Skipped
 from clf.testing.sources import shown
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _listed(faults: list[str]) -> str:
     return "; ".join(faults[:MOST]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-CHECKS: tuple[Check, ...] = (
+CHECKS: tuple[Check[Subject], ...] = (
     Check(
         "loads",
         "The plugin is loaded in a fresh process, and then in this one; its hooks return what they must.",

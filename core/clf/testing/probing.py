@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clf.calls import about_the_graph
+from clf.checks import Failed, Skipped
 from clf.data import DataSource
 from clf.errors import ClfError, ConfigError
 from clf.method import Batch, Context, StepOutput
-from clf.testing.check import Failed, Skipped
 from clf.testing.isolation import explained
 from clf.testing.subject import Subject, prepare
 from clf.trainer import Trainer

@@ -13,8 +13,8 @@ from clf.testing.subject import NONE
 if TYPE_CHECKING:
     import pytest
 
-    from clf.testing.check import Check
-    from clf.testing.suite import Examination
+    from clf.checks import Check, Examination
+    from clf.testing.subject import Subject
 
 
 def conformance(
@@ -43,7 +43,7 @@ def conformance(
     examination: list[Examination] = []
 
     @pytest.mark.parametrize("check", [pytest.param(each, id=each.name.replace(" ", "_")) for each in CHECKS])
-    def test_conformance(check: Check, request: pytest.FixtureRequest) -> None:
+    def test_conformance(check: Check[Subject], request: pytest.FixtureRequest) -> None:
         try:
             if not examination:
                 examination.append(_begun(str(name_or_path), given, request))
@@ -62,10 +62,10 @@ def conformance(
 
 def _begun(name_or_path: str, settings: Mapping[str, Any], request: pytest.FixtureRequest) -> Examination:
     from clf.testing.subject import Subject
-    from clf.testing.suite import Examination
+    from clf.testing.suite import examine
 
     folder = tempfile.TemporaryDirectory(prefix="clf-check-", ignore_cleanup_errors=True)
     request.config.add_cleanup(folder.cleanup)
     subject = Subject(name_or_path, Path(folder.name), settings)
     _ = subject.info  # a plugin that is unknown, told once and not by every check in its own words
-    return Examination(subject)
+    return examine(subject)

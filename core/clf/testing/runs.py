@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from clf import checkpoint, training
+from clf.checks import Failed
 from clf.config import Config
 from clf.errors import CheckpointError, ExportError
 from clf.export import export as export_run
 from clf.runs import Run
-from clf.testing.check import Failed
 from clf.testing.probing import Refused, prepared, take_step, telling, tensors
 from clf.testing.subject import Subject
 from clf.trainer import Trainer

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clf.checks import Failed, Skipped
 from clf.data import DataSource, Split
 from clf.method import Batch, Context
 from clf.random import generator
-from clf.testing.check import Failed, Skipped
 from clf.testing.probing import TrainingStep, around, prepared, take_step, telling
 from clf.testing.subject import Subject
 from clf.verify.compare import tensor_digests

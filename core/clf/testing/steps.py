@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from clf.testing.check import Check, at
+from clf.checks import Check, at
+from clf.testing.subject import Subject
 
-CHECKS: tuple[Check, ...] = (
+CHECKS: tuple[Check[Subject], ...] = (
     Check(
         name="trains",
         looks_at="Six steps: each loss is one finite number with a gradient, what is logged is finite, and so are the "

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clf import plugins
 from clf.catalogue import PluginInfo
+from clf.checks import Skipped
 from clf.errors import ConfigError
 from clf.testing import sources
-from clf.testing.check import Skipped
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import clf
-from clf.errors import ClfError, ConfigError, did_you_mean
+from clf.checks import Check, CheckState, Examination, Failed, Outcome, Skipped, named, not_conforming
+from clf.errors import ClfError
 from clf.testing import packages, record, steps, whole
-from clf.testing.check import Check, Failed, Outcome, Skipped, State
 from clf.testing.isolation import TookTooLong, explained, isolated
 from clf.testing.subject import NONE, Subject
 
-CHECKS: tuple[Check, ...] = (*packages.CHECKS, *steps.CHECKS, *whole.CHECKS)
+CHECKS: tuple[Check[Subject], ...] = (*packages.CHECKS, *steps.CHECKS, *whole.CHECKS)
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Conformance:
     @property
     def conforms(self) -> bool:
         """Whether no check failed and each was run or has a reason not to be."""
-        return not self.of("failed") and not self.of("not run")
+        return not not_conforming(self.outcomes)
 
-    def of(self, state: State) -> list[Outcome]:
+    def of(self, state: CheckState) -> list[Outcome]:
         """The outcomes of one state."""
         return [outcome for outcome in self.outcomes if outcome.state == state]
 
@@ -59,36 +59,9 @@ class Conformance:
         }
 
 
-class Examination:
-    """The checks of one subject, each run at most once, after those that it needs."""
-
-    def __init__(self, subject: Subject, checks: Sequence[Check] = CHECKS) -> None:
-        self._subject = subject
-        self._checks = {check.name: check for check in checks}
-        self._outcomes: dict[str, Outcome] = {}
-
-    def outcome(self, name: str) -> Outcome:
-        """How a check went. Raises KeyError for a name that is none of the checks'."""
-        if name not in self._outcomes:
-            self._outcomes[name] = self._run(self._checks[name])
-        return self._outcomes[name]
-
-    def failed(self) -> list[Outcome]:
-        """The failures so far, those of needed checks too."""
-        return [each for each in self._outcomes.values() if each.state == "failed"]
-
-    def _run(self, check: Check) -> Outcome:
-        for name in check.needs:
-            needed = self.outcome(name)
-            if needed.state == "skipped":
-                return Outcome(check, "skipped", needed.text)
-            if needed.state == "not run":
-                return Outcome(check, "not run", needed.text)
-            if needed.state == "failed":
-                return Outcome(check, "not run", f"it needs {name!r}, which failed")
-        started = time.monotonic()
-        state, text = _judged(check, self._subject)
-        return Outcome(check, state, text, time.monotonic() - started)
+def examine(subject: Subject, checks: Sequence[Check[Subject]] = CHECKS) -> Examination:
+    """The checks of one plugin, to be run."""
+    return Examination(checks, lambda check: _judged(check, subject))
 
 
 def run_checks(
@@ -96,7 +69,7 @@ def run_checks(
     only: Sequence[str] = (),
     settings: Mapping[str, Any] = NONE,
     *,
-    on_start: Callable[[Check], None] | None = None,
+    on_start: Callable[[Check[Any]], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Conformance:
     """Checks a plugin: an installed one by name, or a single file such as ``./my_method.py``.
@@ -112,11 +85,11 @@ def run_checks(
         ConfigError: a check or a setting that does not exist.
         PluginError: the plugin is unknown, or cannot be used here.
     """
-    chosen = [_named(name) for name in only] or list(CHECKS)
+    chosen = [named(name, CHECKS) for name in only] or list(CHECKS)
     started, created = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="clf-check-", ignore_cleanup_errors=True) as folder:
         subject = Subject(name_or_path, Path(folder), settings)
-        info, examination, outcomes = subject.info, Examination(subject), []
+        info, examination, outcomes = subject.info, examine(subject), []
         for check in chosen:
             if on_start is not None:
                 on_start(check)
@@ -141,16 +114,7 @@ def run_checks(
     return found
 
 
-def _named(name: str) -> Check:
-    """The check of a name; ``odd_batch`` is ``odd batch``."""
-    names = {check.name: check for check in CHECKS}
-    wanted = name.strip().replace("_", " ")
-    if wanted not in names:
-        raise ConfigError(f"there is no check {name!r}.{did_you_mean(wanted, names)} Checks: {', '.join(names)}")
-    return names[wanted]
-
-
-def _judged(check: Check, subject: Subject) -> tuple[State, str]:
+def _judged(check: Check[Subject], subject: Subject) -> tuple[CheckState, str]:
     """Whatever the plugin does in a check becomes an outcome; only Ctrl-C ends the suite."""
     try:
         with isolated():

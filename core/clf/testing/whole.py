@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from clf.testing.check import Check, at
+from clf.checks import Check, at
+from clf.testing.subject import Subject
 
-CHECKS: tuple[Check, ...] = (
+CHECKS: tuple[Check[Subject], ...] = (
     Check(
         name="state size",
         looks_at="What a checkpoint holds of the method after 2, 4 and 6 steps, and for 96 and 192 images; a "

@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from clf.checks import Failed
 from clf_serve.gallery.facts import Identity
 from clf_serve.gallery.store import Entry
 from clf_serve.place import Place
@@ -24,59 +24,11 @@ from clf_serve.stores.vector_store import Ids, Row, State, Vector, VectorStore
 
 Url: TypeAlias = Callable[[Path, str], str]
 """The URL of a gallery that is not there yet, of an empty folder and a name that differs each time."""
-CheckState: TypeAlias = Literal["passed", "failed", "skipped", "not run"]
 
 DIM = 8
 _PATIENCE = 120.0  # seconds that threads may take together
 MODEL = Identity("tiny", "ab" * 32, DIM)
 ABOUT = {"model": "naïve ☃ \N{GRINNING FACE}", "dim": str(DIM), "empty": "", "quoted": "a'b\"c\\d%", "uuid": "one"}
-
-
-class Failed(Exception):  # noqa: N818 - the outcome of a check, not an error of the program
-    """What is wrong with the store, in a sentence with figures."""
-
-
-class Skipped(Exception):  # noqa: N818
-    """Why a check says nothing about this store."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One property that a store must have."""
-
-    name: str
-    """Lower-case words."""
-    looks_at: str
-    """What is done, in one sentence."""
-    why: str
-    """What goes wrong for users without it."""
-    remedy: str
-    run: Callable[[Bench], str | None] = field(repr=False)
-    """Returns a fact worth showing, or nothing. Raises :class:`Failed` or :class:`Skipped`."""
-    needs: tuple[str, ...] = ()
-    """Checks without whose success this one would only repeat their failure."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one check went."""
-
-    check: Check
-    state: CheckState
-    text: str = ""
-    """A fact of a passed check, what is wrong of a failed one, the reason of the others."""
-    seconds: float = 0.0
-
-    def explain(self) -> str:
-        """What was found and, of a failure, why it matters and how to mend it."""
-        if self.state != "failed":
-            return self.text
-        return f"{self.text}\nWhy it matters: {self.check.why}\nTo mend it: {self.check.remedy}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = {"check": self.check.name, "state": self.state, "text": self.text, "seconds": round(self.seconds, 3)}
-        return found | ({"why": self.check.why, "remedy": self.check.remedy} if self.state == "failed" else {})
 
 
 class Bench:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from clf.checks import Check, Failed, Skipped
 from clf_serve.gallery.filters import Where
-from clf_serve.stores.bench import Bench, Check, Failed, Skipped, row, units
+from clf_serve.stores.bench import Bench, row, units
 from clf_serve.stores.matching import lets_through
 from clf_serve.stores.rows import item_of
 

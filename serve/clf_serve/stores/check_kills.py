@@ -9,7 +9,8 @@ import threading
 from importlib import import_module
 from typing import IO
 
-from clf_serve.stores.bench import ABOUT, DIM, Bench, Check, Failed, Skipped, by_id, differs, rows
+from clf.checks import Check, Failed, Skipped
+from clf_serve.stores.bench import ABOUT, DIM, Bench, by_id, differs, rows
 from clf_serve.stores.vector_store import VectorStore
 
 _PATIENCE = 60.0  # seconds that the other process may take for its first writes

@@ -10,20 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clf_serve.stores.bench import (
-    ABOUT,
-    DIM,
-    Bench,
-    Check,
-    Failed,
-    by_id,
-    differs,
-    expect,
-    refusal,
-    rows,
-    run_all,
-    units,
-)
+from clf.checks import Check, Failed
+from clf_serve.stores.bench import ABOUT, DIM, Bench, by_id, differs, expect, refusal, rows, run_all, units
 from clf_serve.stores.bench import row as one_row
 from clf_serve.stores.vector_store import ConflictError, NoGalleryError, Row, VectorStore
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from clf.checks import Check, Failed
 from clf.errors import GalleryError
 from clf_serve.gallery.facts import Identity
 from clf_serve.gallery.filters import Where
 from clf_serve.gallery.store import Entry, Moved
-from clf_serve.stores.bench import DIM, MODEL, Bench, Check, Failed, expect, nearest, refusal, rows, run_all, units
+from clf_serve.stores.bench import DIM, MODEL, Bench, expect, nearest, refusal, rows, run_all, units
 from clf_serve.stores.matching import lets_through
 from clf_serve.stores.store_gallery import StoreGallery
 

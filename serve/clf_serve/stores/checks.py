@@ -5,30 +5,24 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clf.errors import ConfigError, did_you_mean
+from clf.checks import Check, CheckState, Examination, Failed, Outcome, Skipped, in_order, not_conforming, with_needs
+from clf.errors import ConfigError
 from clf_serve.place import Place
 from clf_serve.stores import check_filters, check_kills, check_rows, check_searches
-from clf_serve.stores.bench import Bench, Check, Failed, Outcome, Skipped, Url
+from clf_serve.stores.bench import Bench, Url
 from clf_serve.stores.installed import find_store, load_store, quiet, reason_of
 from clf_serve.stores.vector_store import VectorStore
 
 __all__ = ["CHECKS", "Check", "Conformance", "Outcome", "conformance", "run_checks"]
 
 
-def _in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """Each after those that it needs."""
-    left, ordered = {check.name: check for check in checks}, dict[str, Check]()
-    while left:
-        name = next(name for name, check in left.items() if all(need in ordered for need in check.needs))
-        ordered[name] = left.pop(name)
-    return tuple(ordered.values())
-
-
-CHECKS = _in_order((*check_rows.CHECKS, *check_searches.CHECKS, *check_filters.CHECKS, *check_kills.CHECKS))
+CHECKS: tuple[Check[Bench], ...] = in_order(
+    (*check_rows.CHECKS, *check_searches.CHECKS, *check_filters.CHECKS, *check_kills.CHECKS)
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Conformance:
     @property
     def conforms(self) -> bool:
         """Whether none failed. A skipped one says nothing."""
-        return all(outcome.state in ("passed", "skipped") for outcome in self.outcomes)
+        return not not_conforming(self.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -70,13 +64,14 @@ def run_checks(
         ConfigError: there is no check of that name.
     """
     subject = _Subject(store, url)
-    wanted = _with_needs(only) if only else {check.name for check in CHECKS}
+    wanted = with_needs(only, CHECKS) if only else {check.name for check in CHECKS}
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="clf-store-", ignore_cleanup_errors=True) as folder:
+        examination = subject.examine(Path(folder))
         for check in CHECKS:
             if check.name in wanted:
-                on_outcome(subject.outcome(check, Path(folder)))
-    return Conformance(subject.name, tuple(subject.known.values()), time.monotonic() - start)
+                on_outcome(examination.outcome(check.name))
+    return Conformance(subject.name, examination.outcomes, time.monotonic() - start)
 
 
 def conformance(store: str | type[VectorStore], url: Url | None = None) -> Callable[..., None]:
@@ -95,14 +90,14 @@ def conformance(store: str | type[VectorStore], url: Url | None = None) -> Calla
     """
     import pytest
 
-    subjects: list[_Subject] = []
+    examinations: list[Examination] = []
 
     @pytest.mark.parametrize("check", CHECKS, ids=[check.name.replace(" ", "_") for check in CHECKS])
-    def test_conformance(check: Check, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_conformance(check: Check[Bench], tmp_path_factory: pytest.TempPathFactory) -> None:
         __tracebackhide__ = True
-        if not subjects:  # not while tests are collected
-            subjects.append(_Subject(store, url))
-        outcome = subjects[0].outcome(check, tmp_path_factory.mktemp("store"))
+        if not examinations:  # not while tests are collected
+            examinations.append(_Subject(store, url).examine(tmp_path_factory.mktemp("store")))
+        outcome = examinations[0].outcome(check.name)
         if outcome.state in ("skipped", "not run"):
             pytest.skip(outcome.text)
         if outcome.state == "failed":
@@ -112,10 +107,9 @@ def conformance(store: str | type[VectorStore], url: Url | None = None) -> Calla
 
 
 class _Subject:
-    """A store, and what is known of it so far."""
+    """A store under test."""
 
     def __init__(self, store: str | type[VectorStore], url: Url | None) -> None:
-        self.known: dict[str, Outcome] = {}
         if isinstance(store, str):
             scheme = store
             info = find_store(Place.of(f"{scheme}://"))
@@ -126,50 +120,24 @@ class _Subject:
                 raise ConfigError(f"say where {store.__name__} may make galleries: url=lambda folder, name: ...")
             self._store, self._url, self.name = store, url, f"store {store.__name__}"
 
-    def outcome(self, check: Check, folder: Path) -> Outcome:
-        """Runs what it needs, and then it, each once."""
-        if check.name in self.known:
-            return self.known[check.name]
-        needed = [self.outcome(each, folder) for each in CHECKS if each.name in check.needs]
-        unmet = [each.check.name for each in needed if each.state in ("failed", "not run")]
-        if unmet:
-            found = Outcome(check, "not run", f"it needs {', '.join(map(repr, unmet))}")
-        else:
-            start = time.monotonic()
-            found = replace(self._run(check, folder), seconds=time.monotonic() - start)
-        self.known[check.name] = found
-        return found
+    def examine(self, folder: Path) -> Examination:
+        """Its checks. Args: folder: empty."""
+        return Examination(CHECKS, lambda check: self._judged(check, folder))
 
-    def _run(self, check: Check, folder: Path) -> Outcome:
+    def _judged(self, check: Check[Bench], folder: Path) -> tuple[CheckState, str]:
         own = folder / check.name.replace(" ", "-")
         own.mkdir()
         bench = Bench(self._store, self.name, self._url, own)
         try:
             with quiet():
-                return Outcome(check, "passed", check.run(bench) or "")
+                return "passed", check.run(bench) or ""
         except Skipped as reason:
-            return Outcome(check, "skipped", str(reason))
+            return "skipped", str(reason)
         except Failed as reason:
-            return Outcome(check, "failed", bench.hide(str(reason)))
+            return "failed", bench.hide(str(reason))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # of the store
-            return Outcome(check, "failed", bench.hide(reason_of(error)))
+            return "failed", bench.hide(reason_of(error))
         finally:
             bench.close()
-
-
-def _with_needs(names: Sequence[str]) -> set[str]:
-    """Raises ConfigError."""
-    known = {check.name: check for check in CHECKS}
-    wanted: set[str] = set()
-    pending = list(names)
-    while pending:
-        name = pending.pop()
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(f"there is no check {name!r}.{hint} Checks: {', '.join(known)}")
-        if name not in wanted:
-            wanted.add(name)
-            pending += known[name].needs
-    return wanted
