@@ -19,7 +19,6 @@ import pytest
 from clf.cli import main
 
 GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
-NOT_RUN = "# not run: "
 FILES = ("python", "toml", "yaml")
 LANGUAGES = (*FILES, "sh", "text")
 
@@ -51,7 +50,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language == "sh" and not self.text.startswith(NOT_RUN)
+        return self.language == "sh"
 
     @property
     def commands(self) -> list[list[str]]:
@@ -86,7 +85,7 @@ class Reader:
     """Somebody who writes the files, types the commands and compares what is printed.
 
     The commands are the guide's, but small: see :meth:`small`. ``pip install -e DIR`` puts the entry points of
-    ``DIR/pyproject.toml`` on ``sys.path``, as pip does. All are run in this process, but for ``pytest``.
+    ``DIR/pyproject.toml`` on ``sys.path``, as pip does. ``clf`` is run in this process, other tools in their own.
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -124,6 +123,8 @@ class Reader:
             return [*words, "--kills", "1"]
         if words[:3] == ["clf", "plugins", "check"] and "--only" not in words:
             return [*words, "--only", FEW_CHECKS]
+        if words[:3] == ["python", "-m", "build"]:
+            return [*words, "--no-isolation"]  # which would fetch hatchling
         if words[0] == "pytest":
             return [*words, "-k", FEW_CHECKS.replace(",", " or ")]
         return words
@@ -133,15 +134,26 @@ class Reader:
             self._install(self.folder / words[3])
             return 0, ""
         if words[0] == "pytest":
-            command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words[1:]]
-            done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, env=os.environ)
-            return done.returncode, done.stdout + done.stderr
+            return self._python("pytest", "-p", "no:cacheprovider", *words[1:])
+        if words[0] == "python":
+            return self._python(*words[2:])
+        if words[0] == "twine":
+            return self._python("twine", *self._expanded(words[1:]))
         assert words[0] == "clf", f"the reader does not know {words[0]!r}"
         said = io.StringIO()
         with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
             main(words[1:])
         code = ended.value.code
         return (code if isinstance(code, int) else int(code is not None)), said.getvalue()
+
+    def _python(self, *module: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", *module]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, env=os.environ)
+        return done.returncode, done.stdout + done.stderr
+
+    def _expanded(self, words: list[str]) -> list[str]:
+        """As a shell does with ``*``; what matches nothing stays."""
+        return [path for word in words for path in sorted(map(str, self.folder.glob(word))) or [word]]
 
     def _install(self, project: Path) -> None:
         about = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
