@@ -24,7 +24,11 @@ EXTRA_OF = {
     "uvicorn": "serve",
     "opentelemetry": "otel",
     "openvino": "openvino",
+    "fsspec": "remote",
+    "psycopg": "postgres",
     "pyarrow": "parquet",
+    "qdrant_client": "qdrant",
+    "ray": "ray",
     "umap": "map",
     "watchfiles": "serve",
 }

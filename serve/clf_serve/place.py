@@ -15,7 +15,7 @@ from clf.errors import GalleryError
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+._-]+)://")
 _LOGIN = re.compile(r"(?<=://)([^/?#:]*:)(.*)(?=@)")  # up to the last @: a password may hold any letter
 _SETTING = re.compile(
-    r"([?&;#](?:[^=&;#]*(?:pass|pwd|token|secret|credential|signature)[^=&;#]*|[^=&;#]*key|auth|sig)=)([^&#]+)",
+    r"([?&;#](?:[^=&;#]*(?:pass|pwd|token|secret|credential|signature)[^=&;#]*|[^=&;#]*key|auth|sig)=)([^&]+)",
     re.IGNORECASE,
 )
 _SHORT = 4  # letters; a shorter secret stands in many words by chance
@@ -87,7 +87,7 @@ class Place:
         if self.folder is None:
             raise GalleryError(
                 f"{purpose} is for galleries in folders, and {self} is kept by the store {self.scheme!r}; "
-                "use the store's own tools"
+                f"use the store's own tools, or a copy in a folder: clf gallery copy {self} FOLDER"
             )
         return self.folder
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from api_helpers import LIMITS, Gate, wait_ready
 from command_helpers import Run
+from postgres_helpers import Postgres, a_server
 from serve_helpers import PROGRAM, Server, served, service_of, write_model, write_pictures
 from ui_helpers import Site, Tab, site
 
@@ -70,6 +71,13 @@ def client(engine: Engine, indexed: Path) -> Iterator[httpx.Client]:
     with served(service) as client:
         wait_ready(client)
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for all tests of a worker; one that kills it starts it again."""
+    with a_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def test_a_password_is_not_shown_and_not_lost(monkeypatch: pytest.MonkeyPatch, t
         ("mine://:pw@host/db/", "mine://:***@host/db/", "db"),
         ("mine://h/c?api-key=A&keyspace=x&access_token=t", "mine://h/c?api-key=***&keyspace=x&access_token=***", "c"),
         ("mine://h/c?sslpassword=A&author=B;pwd=C", "mine://h/c?sslpassword=***&author=B;pwd=***", "c"),
+        ("mine://h/c?password=A#Bcde&x=1", "mine://h/c?password=***&x=1", "c"),
         ("mine://me@host/a:b@c.db", "mine://me@host/a:b@c.db", "a:b@c.db"),
         ("mine:///a:b@c/d.db", "mine:///a:b@c/d.db", "d.db"),
     ],
@@ -110,14 +111,17 @@ def test_an_installed_store_is_opened_by_its_scheme(install: Callable[..., Path]
         assert len(gallery) == 2 and gallery.model_path == tmp_path / "moved"
     with open_gallery(url, MODEL, write=True) as gallery:
         assert gallery.delete([1]) == 1
-    assert [(row.name, row.distribution, row.state) for row in list_stores()] == [("shelf", "clf-shelf", "available")]
+    assert ("shelf", "clf-shelf", "available") in [(row.name, row.distribution, row.state) for row in list_stores()]
 
 
-def test_an_unknown_scheme_names_the_installed_ones(install: Callable[..., Path]) -> None:
-    with pytest.raises(PluginError, match=r"no installed package keeps galleries at shelv://\. No store is installed"):
-        open_gallery("shelv://x")
+def test_an_unknown_scheme_names_the_installed_ones(
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_shelf(install)
-    with pytest.raises(PluginError, match=r"at shelv://\. Did you mean 'shelf'\? Installed: shelf://\. A folder is"):
+    with pytest.raises(PluginError, match=r"at shelv://\. Did you mean 'shelf'\? Installed: .*shelf://\. A folder is"):
+        open_gallery("shelv://x")
+    monkeypatch.setattr("clf_serve.stores.installed.list_stores", list)
+    with pytest.raises(PluginError, match=r"no installed package keeps galleries at shelv://\. No store is installed"):
         open_gallery("shelv://x")
 
 

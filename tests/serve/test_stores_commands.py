@@ -122,17 +122,15 @@ def test_a_gallery_in_a_store_is_embedded_anew_into_a_folder(
 
 def test_what_only_folders_have_says_so(run: Run, url: str, model: Path, own: Path, tmp_path: Path) -> None:
     assert done(run("index", model, own, "-o", url, "--json"))["added"] == 20
-    (tmp_path / "file.backup").write_bytes(b"")
     for words in (
         ("backup", url, tmp_path / "b"),
-        ("restore", tmp_path / "file.backup", "-o", url),
-        ("optimize", url),
-        ("import", tmp_path / "x.npz", "-o", url, "--model", model),
-        ("reembed", tmp_path / "g", model, "-o", url),
     ):
         said = one_error(run("gallery", *words))
         assert f"clf gallery {words[0]}" in said and "is for galleries in folders" in said and "store 'shelf'" in said
+        assert f"a copy in a folder: clf gallery copy {url} FOLDER" in said
+    assert "--replace is for" in one_error(run("gallery", "restore", tmp_path / "b", "-o", url, "--replace"))
     assert "leave out --index" in one_error(run("index", model, own, "-o", url, "--index", "hnsw"))
+    assert "kept by the store 'shelf'" in one_error(run("gallery", "optimize", url))
     assert not (tmp_path / "b").exists() and not Path("shelf:").exists()
 
 

@@ -19,10 +19,11 @@ from shelf_store import Shelf
 from store_helpers import Heedful, install_shelf, make, read
 
 from clf.errors import GalleryError
+from clf_serve.copying.drafts import begin
 from clf_serve.engine import Engine
 from clf_serve.gallery import Entry, Identity, Where
 from clf_serve.place import Place
-from clf_serve.reembedding import _begin
+from clf_serve.reembedding import note_of
 from clf_serve.stores import ConflictError, NoGalleryError, calls, store_gallery
 from clf_serve.stores.changing import LAST
 from clf_serve.writing import Writer
@@ -173,7 +174,7 @@ def test_what_is_remembered_of_filters_has_a_bound(tmp_path: Path, monkeypatch: 
 def test_the_work_of_embedding_anew_does_not_note_the_password(tmp_path: Path) -> None:
     with make(tmp_path / "s.db") as old:
         old.place = Place.of("shelf://me:s3cret@host/db")
-        _begin(tmp_path / "work", old, MODEL)
+        begin(tmp_path / "work", note_of(old, MODEL))
     noted = [path.read_text() for path in (tmp_path / "work").iterdir()]
     assert json.loads(noted[0])["gallery"] == "shelf://me:***@host/db" and "s3cret" not in "".join(noted)
 

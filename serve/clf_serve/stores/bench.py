@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from clf_serve.gallery.facts import Identity
 from clf_serve.gallery.store import Entry
 from clf_serve.place import Place
 from clf_serve.stores.opening import create_in, open_in
-from clf_serve.stores.rows import row_from
+from clf_serve.stores.rows import loads, row_from, same
 from clf_serve.stores.store_gallery import StoreGallery
 from clf_serve.stores.vector_store import Ids, Row, State, Vector, VectorStore
 
@@ -145,10 +144,10 @@ def differs(wanted: Row, found: Row, *, large: bool = True) -> str:
     if (found.id, found.key) != (wanted.id, wanted.key):
         return f"the key of row {wanted.id} came back as {found.key[:80]!r} and was {wanted.key[:80]!r}"
     try:
-        same = _same(json.loads(found.facts), json.loads(wanted.facts))
+        equal = same(loads(found.facts), loads(wanted.facts))
     except (TypeError, ValueError):
         return f"the facts of row {wanted.id} came back as {found.facts!r:.80} and not as JSON text"
-    if not same:
+    if not equal:
         return f"the facts of row {wanted.id} came back as {found.facts[:120]} and were {wanted.facts[:120]}"
     if large and (found.vector.dtype != np.float32 or not np.array_equal(found.vector, wanted.vector)):
         return (
@@ -157,17 +156,6 @@ def differs(wanted: Row, found: Row, *, large: bool = True) -> str:
     if large and bytes(found.thumbnail) != wanted.thumbnail:
         return f"the thumbnail of row {wanted.id} ({len(wanted.thumbnail)} bytes) came back as {len(found.thumbnail)}"
     return ""
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values of JSON mean the same: true is not 1, and 1e300 may come back with all its digits."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if {type(one), type(other)} == {int, float}:
-        return float(one) == float(other)
-    return type(one) is type(other) and bool(one == other)
 
 
 def expect(handle: VectorStore, wanted: Sequence[Row], moment: str) -> None:

@@ -32,6 +32,8 @@ from clf_serve.stores.vector_store import Row, State
 T = TypeVar("T")
 FORMAT = 1
 """Of the facts in a row."""
+UNFINISHED = "unfinished"
+"""The text about a gallery that names the command which still makes it."""
 _PAGE = 5_000  # rows of a scan
 _KEPT_BYTES = 64 << 20  # of the answers that are remembered of one generation
 
@@ -65,6 +67,7 @@ class StoreGallery:
         try:
             state = calls.state()
             self.model = self._identity(state)
+            self.unfinished = state.about.get(UNFINISHED, "")
             calls.dim = self.model.dim
             if model is not None:
                 self.require(model)
