@@ -19,8 +19,7 @@ from clf_serve.gallery.schema import APPLICATION, FORMAT
 from clf_serve.gallery.store import Item, Moved
 from clf_serve.place import AnyPlace, Place
 from clf_serve.stores import AnyGallery, open_gallery
-from clf_serve.transfer.export import refuse_existing
-from clf_serve.transfer.whole import is_there, remove, whole
+from clf_serve.transfer.whole import is_there, refuse_existing, remove, whole
 
 _DATABASE = "gallery.sqlite"
 _OPCODES = 50_000  # of SQLite's virtual machine between two looks at whether Ctrl-C was pressed
@@ -53,8 +52,8 @@ def backup(folder: Path, file: Path) -> Copied:
         raise DataError(f"{file} may be a gallery's own file; name another one, such as {folder.name}.backup")
     with whole(file) as draft:
         mode = "mode=ro" if os.access(folder, os.W_OK) else "immutable=1"
-        with _explained(source, draft), closing(_connect(source, mode)) as connection:
-            _check_kind(connection, source)
+        with _explained(source, draft), closing(connect(source, mode)) as connection:
+            check_kind(connection, source)
             connection.execute("VACUUM INTO ?", (str(draft.absolute()),))
         images = verify(draft)
         return Copied(images, draft.stat().st_size)
@@ -107,8 +106,8 @@ def verify(file: Path) -> int:
     Raises:
         GalleryError: it is not.
     """
-    with _explained(file), closing(_connect(file, "immutable=1")) as connection:
-        version = _check_kind(connection, file)
+    with _explained(file), closing(connect(file, "immutable=1")) as connection:
+        version = check_kind(connection, file)
         found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise _damaged(file, found)
@@ -204,12 +203,12 @@ def _aside(folder: Path) -> Path:
 
 def _make_own(database: Path) -> None:
     """A restored gallery goes its own way from here, so no index of the one it came from may be taken for its own."""
-    with _explained(database), closing(_connect(database, "mode=rw")) as connection:
+    with _explained(database), closing(connect(database, "mode=rw")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("UPDATE meta SET value = ? WHERE key = 'uuid'", (uuid.uuid4().hex,))
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def connect(path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=10, isolation_level=None)
     connection.set_progress_handler(_look, _OPCODES)
     return connection
@@ -220,7 +219,7 @@ def _look() -> int:
     return 0
 
 
-def _check_kind(connection: sqlite3.Connection, path: Path) -> int:
+def check_kind(connection: sqlite3.Connection, path: Path) -> int:
     """The format. Raises GalleryError for another kind of database, or a later format."""
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
         raise GalleryError(f"{path} is not a gallery of clf; name a file that clf gallery backup wrote")

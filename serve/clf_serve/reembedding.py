@@ -1,12 +1,12 @@
 """The images of one gallery in the vectors of another encoder.
 
-The work is done in a folder beside the new gallery, batch by batch, and takes its name when every image was tried. So a
-process that is killed loses one batch, the same command goes on from there, and nothing half done is ever served.
+The work is done batch by batch, in a folder beside the new one or in an unfinished gallery of a store, and is there for
+others when every image was tried. So a process that is killed loses one batch, the same command goes on from there, and
+nothing half done is ever served.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,16 +18,18 @@ from PIL import Image
 from clf import images
 from clf.errors import DataError, GalleryError, ImageError
 from clf.manifest import sha256_file
+from clf_serve.copying import drafts
+from clf_serve.copying.drafts import drafting
+from clf_serve.copying.sides import About
+from clf_serve.copying.work import command
 from clf_serve.engine import Engine, Pixels, Skipped, Vectors
-from clf_serve.gallery import Entry, Gallery, Identity, Item
+from clf_serve.gallery import Entry, Identity, Item
 from clf_serve.place import AnyPlace, Place
 from clf_serve.stores import AnyGallery, open_gallery
 from clf_serve.sync.thumbnails import thumbnail
-from clf_serve.transfer.export import refuse_existing
-from clf_serve.transfer.whole import is_there, remove, sync
+from clf_serve.transfer.whole import is_there
 
-_DRAFT = "gallery"
-_NOTE = "work.json"
+_SUFFIX = "reembedding"
 _PAGE = 10_000
 _NO_VECTOR: Vectors = np.empty(0, np.float32)
 
@@ -51,7 +53,7 @@ class Reembedded:
 def reembed(
     gallery: AnyPlace,
     engine: Engine,
-    output: Path,
+    output: AnyPlace,
     *,
     from_thumbnails: bool = False,
     batch_size: int = 32,
@@ -64,6 +66,7 @@ def reembed(
     A file is looked for by its key, then by its URI.
 
     Args:
+        output: a folder that does not exist yet, or the URL of a store where there is no gallery.
         from_thumbnails: embed the stored thumbnail (256 pixels at most, JPEG) of a file that cannot be read. The vector
             differs a little from the file's own.
         begin: called with the number of images still to embed.
@@ -72,24 +75,22 @@ def reembed(
     Raises:
         GalleryError: ``output`` exists, is being made by another process, or was begun from another gallery or model;
             or the gallery is of this model already.
-        DataError: not one image can be read; ``output`` is not made.
+        DataError: not one image can be read; ``output`` is not made, or is left unfinished in a store.
     """
-    place = Place.of(gallery)
-    refuse_existing(output)
-    model, work = Identity.of(engine.manifest), work_folder(output)
+    place, new_place = Place.of(gallery), Place.of(output)
+    model = Identity.of(engine.manifest)
     with open_gallery(place) as old:
         if old.model.sha256 == model.sha256:
-            raise GalleryError(f"{place} is of model {model} already; to copy it: clf gallery backup, then restore")
-        _begin(work, old, model)
-        with Gallery.open_or_create(work / _DRAFT, model, engine.folder) as new:
-            report = _Run(old, new, engine, from_thumbnails, batch_size).carry_out(begin, progress)
-            new.save_index(progress=building)
-    if not report.images and report.skipped:
-        remove(work)
-        raise _unreadable(report.skipped, place)
-    (work / _DRAFT).rename(output)
-    sync(output.parent)
-    remove(work)
+            raise GalleryError(f"{place} is of model {model} already; to copy it: clf gallery copy {place} NEW")
+        work = command("clf gallery reembed", place, engine.folder, "-o", new_place)
+        about = About(model, engine.folder.resolve(), 0)
+        with drafting(new_place, about, work, suffix=_SUFFIX, note=note_of(old, model)) as draft:
+            with draft.gallery() as new:
+                report = _Run(old, new, engine, from_thumbnails, batch_size).carry_out(begin, progress)
+                if not report.images and report.skipped:
+                    raise _unreadable(report.skipped, place)
+                new.save_index(progress=building)
+            draft.publish()
     return report
 
 
@@ -101,29 +102,14 @@ def _unreadable(skipped: list[Skipped], place: Place) -> DataError:
 
 
 def work_folder(output: Path) -> Path:
-    """Where the work is done until it is whole."""
-    return output.with_name(f".{output.name}.reembedding")
+    """Where the work is done until it is whole, for a new gallery in a folder."""
+    return drafts.work_folder(output, _SUFFIX)
 
 
-def _begin(work: Path, old: AnyGallery, model: Identity) -> None:
-    """Makes the folder of the work, or checks that the one that is there belongs to this work."""
+def note_of(old: AnyGallery, model: Identity) -> dict[str, str]:
+    """By which the work of an earlier run is known again."""
     place = old.place.identity if old.place.folder is not None else str(old.place)  # without its password
-    wanted = {"gallery": place, "of": old.model.sha256, "model": model.sha256}
-    note = work / _NOTE
-    try:
-        if not note.exists():
-            work.mkdir(parents=True, exist_ok=True)
-            (work / f"{_NOTE}.new").write_text(json.dumps(wanted), encoding="utf-8")
-            (work / f"{_NOTE}.new").replace(note)
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{work} cannot be written: {error.strerror}; name another folder with -o") from error
-    except ValueError:
-        found = None
-    if found != wanted:
-        raise GalleryError(
-            f"{work} is left from another gallery or model; delete it to begin anew, or name another folder with -o"
-        )
+    return {"gallery": place, "of": old.model.sha256, "model": model.sha256}
 
 
 class _Loaded(NamedTuple):

@@ -10,13 +10,14 @@ import typer
 
 from clf.errors import ConfigError
 from clf_serve.commands import gallery_copies as copies
+from clf_serve.commands.gallery_copying import copy, diff
 from clf_serve.commands.gallery_stores import check_store
 from clf_serve.commands.options import AsJson, Gallery
 from clf_serve.commands.terminal import bar, console, print_json, readable, size_in_bytes
 from clf_serve.place import Place
 
 gallery = typer.Typer(
-    no_args_is_help=True, help="Look into a gallery, check it, back it up, move it, export it, embed it anew."
+    no_args_is_help=True, help="Look into a gallery, check it, back it up, copy it, move it, export it, embed it anew."
 )
 
 UNSOUND = 1
@@ -88,13 +89,13 @@ def optimize(
     """Build the index of a gallery anew, and give room that deleted images left back to the disk."""
     from clf_serve.commands.gallery_info import compact, index_facts, index_lines
     from clf_serve.gallery import Gallery as FolderGallery
+    from clf_serve.stores import open_gallery
 
-    folder = place.require_folder("clf gallery optimize")
     budget = None if memory is None else size_in_bytes(memory)
-    with bar("building the index", counted=False) as shown, FolderGallery(folder, write=True) as opened:
+    with bar("building the index", counted=False) as shown, open_gallery(place, write=True) as opened:
         opened.optimize(None if index is None else index.value, memory=budget, recall=recall, progress=shown.stage)
         note, facts = opened.cache_note, index_facts(opened.facts().index, place)
-        freed = compact(opened)
+        freed = compact(opened) if isinstance(opened, FolderGallery) else 0
     if note:
         console(stderr=True).print(note)
     if as_json:
@@ -177,7 +178,7 @@ def _print_facts(lines: list[tuple[str, str]]) -> None:
     console().print(table)
 
 
-for _command in (copies.backup, copies.restore, copies.export, copies.reembed):
+for _command in (copies.backup, copies.restore, copy, diff, copies.export, copies.reembed):
     gallery.command()(_command)
 gallery.command("import")(copies.import_)
 gallery.command("check-store")(check_store)

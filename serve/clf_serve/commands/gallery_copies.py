@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clf.errors import ConfigError
+from clf_serve.commands.gallery_copying import resumable, steps_of, tell_copied
 from clf_serve.commands.options import (
     AsJson,
     BatchSize,
@@ -23,7 +25,10 @@ from clf_serve.commands.terminal import bar, console, print_json, readable
 from clf_serve.place import Place
 
 New = Annotated[
-    Place, typer.Option("--output", "-o", metavar="NEW", help="Folder of the new gallery.", parser=Place.of)
+    Place,
+    typer.Option(
+        "--output", "-o", metavar="NEW", help="Folder of the new gallery, or the URL of a store.", parser=Place.of
+    ),
 ]
 
 
@@ -57,12 +62,25 @@ def restore(
     """Make a gallery of a backup. With --replace a server goes on with the old one until it reloads."""
     from clf_serve.moving import restore as read_backup
 
+    if output.folder is None:
+        _restore_into(file, output, replace, as_json)
+        return
     with bar("restoring", counted=False) as shown:
-        copied = read_backup(file, output.require_folder("clf gallery restore"), replace=replace, progress=shown.stage)
+        copied = read_backup(file, output.folder, replace=replace, progress=shown.stage)
     if as_json:
         print_json({"file": str(file), "gallery": str(output), "images": copied.images, "bytes": copied.bytes})
         return
     console().print(f"{copied.images} images → {output} ({readable(copied.bytes)})")
+
+
+def _restore_into(file: Path, store: Place, replace: bool, as_json: bool) -> None:
+    from clf_serve.copying.files import restore_into
+
+    if replace:
+        raise ConfigError(f"--replace is for galleries in folders, and {store} is in a store; name a new place")
+    with bar("restoring") as shown, resumable():
+        report = restore_into(file, store, steps_of(shown))
+    tell_copied(report, {"file": str(file)}, store, str(file), as_json)
 
 
 def export(
@@ -92,16 +110,40 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="FILE.parquet or FILE.npz of clf gallery export.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="FILE.parquet or FILE.npz of clf gallery export, or the folder or URL where clf embed wrote shards.",
+            show_default=False,
+        ),
+    ],
     output: New,
     model: Annotated[Path, typer.Option(help="Folder of the model that the vectors are of.", show_default=False)],
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Of shards: read the images again for the small pictures.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a gallery of what clf gallery export wrote: same ids, keys, metadata and vectors."""
+    """Make a gallery of vectors: of clf gallery export, with ids, keys and metadata, or of clf embed."""
+    from clf_serve.copying.files import import_file
+    from clf_serve.copying.shards import import_shards, is_shards
     from clf_serve.transfer.export import import_gallery
 
+    if is_shards(source):
+        with bar("importing") as shown, resumable():
+            report = import_shards(source, output, model, thumbnails=thumbnails, steps=steps_of(shown))
+        tell_copied(report, {"file": str(Place.of(source))}, output, str(Place.of(source)), as_json)
+        return
+    if thumbnails:
+        raise ConfigError(f"--thumbnails is for the shards of clf embed, and {source} is a file; an export has its own")
+    file = Path(source)
+    if (folder := output.folder) is None:
+        with bar("importing") as shown, resumable():
+            report = import_file(file, output, model, steps_of(shown))
+        tell_copied(report, {"file": str(file)}, output, str(file), as_json)
+        return
     with bar("importing") as shown:
-        folder = output.require_folder("clf gallery import")
         count = import_gallery(file, folder, model, begin=shown.begin, progress=shown.advance, building=shown.building)
     if as_json:
         print_json({"file": str(file), "gallery": str(output), "images": count})
@@ -131,13 +173,12 @@ def reembed(
     """
     from clf_serve.reembedding import reembed as embed_again
 
-    new = output.require_folder("clf gallery reembed -o")
     engine = open_engine(model, provider, variant)
-    with bar("embedding") as shown:
+    with bar("embedding") as shown, resumable():
         report = embed_again(
             gallery,
             engine,
-            new,
+            output,
             from_thumbnails=from_thumbnails,
             batch_size=batch_size,
             begin=shown.begin,

@@ -57,8 +57,9 @@ def index(
         typer.Option(
             "--output",
             "-o",
+            "--store",
             metavar="GALLERY",
-            help="Folder of the gallery, or the URL of a store; made or updated.",
+            help="Folder of the gallery, or the URL of a store (SCHEME://...); made or updated.",
             parser=Place.of,
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from clf_serve.transfer.npz import NpzReader, write_npz
 from clf_serve.transfer.parquet import ParquetReader, load_pyarrow, write_parquet
 from clf_serve.transfer.plan import About, Parts, Progress, damaged
 from clf_serve.transfer.snapshot import Snapshot, snapshot
-from clf_serve.transfer.whole import is_there, whole
+from clf_serve.transfer.whole import is_there, refuse_existing, whole
 
 _WRITERS: Mapping[str, Callable[[Path, Snapshot, Parts, Progress], None]] = {
     ".parquet": write_parquet,
@@ -30,14 +30,16 @@ _WRITERS: Mapping[str, Callable[[Path, Snapshot, Parts, Progress], None]] = {
 }
 
 
-class _Reader(Protocol):
+class Reader(Protocol):
+    """Of a file: what it says of itself, and ids and entries in parts, from the beginning each time."""
+
     about: About
 
     def entries(self) -> Iterator[tuple[list[int], list[Entry]]]: ...
     def close(self) -> None: ...
 
 
-_READERS: Mapping[str, Callable[[Path], _Reader]] = {".parquet": ParquetReader, ".npz": NpzReader}
+_READERS: Mapping[str, Callable[[Path], Reader]] = {".parquet": ParquetReader, ".npz": NpzReader}
 
 
 def export_gallery(
@@ -99,22 +101,13 @@ def import_gallery(
         ModelError: the model's folder is incomplete.
     """
     refuse_existing(output)
-    manifest = read_manifest(model)
-    with closing(_open(file)) as reader:
+    with opened(file, model) as (reader, own):
         about = reader.about
-        own = Identity.of(manifest)
-        if (about.model.sha256, about.model.dim) != (own.sha256, own.dim):
-            raise GalleryError(
-                f"{file} holds vectors of model {about.model}, not of {own}; import it with its own model, "
-                "then embed the images again with this one: clf gallery reembed GALLERY MODEL -o NEW"
-            )
-        if not about.parts.vectors:
-            raise DataError(f"{file} holds no vectors; export it again without --no-vectors")
         begin(about.images)
         with whole(output, folder=True) as draft, Gallery.open_or_create(draft, own, model) as gallery:
             last = 0
             for ids, entries in reader.entries():
-                _check(file, [last, *ids], entries)
+                check_part(file, [last, *ids], entries)
                 gallery.upsert(entries, ids=ids)
                 last = ids[-1]
                 progress(len(ids))
@@ -124,17 +117,26 @@ def import_gallery(
     return about.images
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raises GalleryError where ``folder`` holds anything, or has no name that one could give to another."""
-    try:
-        taken = folder.name in ("", "..") or (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
-    except OSError as error:
-        raise GalleryError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
-    if taken:
-        raise GalleryError(f"{folder} exists; name a new folder")
+@contextmanager
+def opened(file: Path, model: Path) -> Iterator[tuple[Reader, Identity]]:
+    """A file that :func:`export_gallery` wrote with its vectors, and the model they are of.
+
+    Raises as :func:`import_gallery`.
+    """
+    own = Identity.of(read_manifest(model))
+    with closing(_open(file)) as reader:
+        about = reader.about
+        if (about.model.sha256, about.model.dim) != (own.sha256, own.dim):
+            raise GalleryError(
+                f"{file} holds vectors of model {about.model}, not of {own}; import it with its own model, "
+                "then embed the images again with this one: clf gallery reembed GALLERY MODEL -o NEW"
+            )
+        if not about.parts.vectors:
+            raise DataError(f"{file} holds no vectors; export it again without --no-vectors")
+        yield reader, own
 
 
-def _open(file: Path) -> _Reader:
+def _open(file: Path) -> Reader:
     if file.suffix not in _READERS:
         raise DataError(f"{file}: a gallery is made of {' and '.join(_READERS)} files that clf gallery export wrote")
     if not (is_there(file) and file.is_file()):
@@ -142,7 +144,7 @@ def _open(file: Path) -> _Reader:
     return _READERS[file.suffix](file)
 
 
-def _check(file: Path, ids: list[int], entries: list[Entry]) -> None:
+def check_part(file: Path, ids: list[int], entries: list[Entry]) -> None:
     """Raises DataError unless ids rise, keys differ within the part, and vectors are of unit length."""
     if any(one >= other for one, other in pairwise(ids)) or len({entry.key for entry in entries}) < len(entries):
         raise damaged(file, "an id or a key comes twice")

@@ -57,6 +57,16 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
         remove(draft.with_name(f"{draft.name}-journal"))  # of VACUUM INTO
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raises GalleryError where ``folder`` holds anything, or has no name that one could give to another."""
+    try:
+        taken = folder.name in ("", "..") or (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
+    if taken:
+        raise GalleryError(f"{folder} exists; name a new folder")
+
+
 def is_there(path: Path) -> bool:
     """Whether it exists. What the system will not even look for, such as a name that is too long, does not."""
     try:
