@@ -1,7 +1,7 @@
 """What is installed and which of it can be used, from packaging metadata alone. Imports no plugin.
 
 Besides plugins, whose hooks provide methods, data sources, evaluators and callbacks, other distributions may offer
-commands and vector stores, each by an entry-point group of its own.
+commands, vector stores and engines of bulk embedding, each by an entry-point group of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from clf import __version__
 from clf.entrypoints import DISTRIBUTION, Offer, offers
 from clf.errors import PluginError, did_you_mean
 
-Kind: TypeAlias = Literal["plugin", "command", "store"]
+Kind: TypeAlias = Literal["plugin", "command", "store", "engine"]
 
 GROUP = "clf.plugins"
-GROUPS: Mapping[Kind, str] = MappingProxyType({"plugin": GROUP, "command": "clf.commands", "store": "clf.indexes"})
+GROUPS: Mapping[Kind, str] = MappingProxyType(
+    {"plugin": GROUP, "command": "clf.commands", "store": "clf.indexes", "engine": "clf.engines"}
+)
 DISABLE = "CLF_DISABLE_PLUGINS"
 
 State: TypeAlias = Literal["available", "disabled", "incompatible", "conflict", "broken"]
@@ -38,7 +40,7 @@ _REMEDY: dict[State, str] = {
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What is known of a plugin, a command or a vector store without importing it."""
+    """What is known of a plugin, a command, a vector store or an engine without importing it."""
 
     name: str
     value: str
@@ -68,7 +70,7 @@ def list_plugins() -> list[PluginInfo]:
 
 
 def list_everything(commands: Iterable[str] = ()) -> list[PluginInfo]:
-    """Plugins, then commands, then vector stores, each as :func:`list_entries` does.
+    """Plugins, then commands, vector stores and engines, each as :func:`list_entries` does.
 
     Args:
         commands: names of commands that no entry point may take.

@@ -18,8 +18,8 @@ import clf
 
 MODULES = ("callbacks", "data", "evaluators", "losses", "nn", "testing")
 """Modules ``clf.X`` whose ``__all__`` is public."""
-ELSEWHERE = ("clf_serve.stores",)
-"""Public modules of the server, for plugins that keep vectors."""
+ELSEWHERE = ("clf_serve.bulk", "clf_serve.stores")
+"""Public modules of the server, for packages that keep vectors or bring the work to machines."""
 
 
 def is_public(name: str) -> bool:

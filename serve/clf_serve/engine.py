@@ -210,6 +210,25 @@ class Engine:
         if self.decoding == "fast" and self._samples is not None:
             self._measure_decoding(self._samples)
 
+    def fix_batches(self, size: int) -> None:
+        """From here on all batches are of one size, at most ``size`` and padded up to it, whatever :meth:`warm_up`
+        measured, so that another process gets the same bits. Without effect where rows do not depend on their batch.
+
+        Raises:
+            DeviceMemoryError: a batch of that size does not fit.
+        """
+        backend = self._backend
+        if backend.exact_rows or self._by_batch or not backend.pads:
+            return
+        fixed = max(each for each in backend.sizes if each <= size)
+        if fixed not in self.buckets:
+            self._tried(probe_images(fixed, self.image_size))
+        for other in self.buckets:
+            if other != fixed:
+                backend.drop(other)
+        self._seconds[fixed] = self._seconds.get(fixed, 1.0)
+        self.buckets = (fixed,)
+
     def embed(self, pixels: Pixels) -> Vectors:
         """Unit vectors of prepared images. Thread-safe.
 

@@ -28,7 +28,8 @@ def writer(path: Path) -> Callable[[Vectors, Sequence[Path], Manifest], None]:
     """
     if path.suffix not in _WRITERS:
         known = ", ".join(_WRITERS)
-        raise DataError(f"{path} must end in one of {known}.{did_you_mean(path.suffix, _WRITERS)}")
+        near = did_you_mean(path.suffix, _WRITERS) or " For a folder of shards end its name in /."
+        raise DataError(f"{path} must end in one of {known}.{near}")
     write = _WRITERS[path.suffix]
     files = [path, path.with_suffix(".json")] if write is _npy else [path]
     try:

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     plugin = "plugin"
     command = "command"
     store = "store"
+    engine = "engine"
 
 
 class State(StrEnum):
@@ -42,13 +43,14 @@ class State(StrEnum):
 @app.command("list")
 def list_(
     context: typer.Context,
-    kind: Annotated[Kind | None, typer.Option(help="Only plugins, commands or vector stores.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only plugins, commands, vector stores or engines.")] = None,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
     json: Json = False,
 ) -> None:
-    """List what is installed: plugins, commands and vector stores, and whether each can be used. Imports none of them.
+    """List what is installed: plugins, commands, vector stores and engines of bulk embedding, and whether each can be
+    used. Imports none of them.
 
-    With --json a list of objects: name, kind (plugin, command or store), value (the entry point), distribution,
+    With --json a list of objects: name, kind (plugin, command, store or engine), value (the entry point), distribution,
     version, builtin (true or false), state (available, disabled, incompatible, conflict or broken), and reason, which
     is empty for an available one.
     """

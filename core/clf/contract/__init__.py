@@ -46,16 +46,19 @@ PARTS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("", "clf.config", ("DataSection",)),
     ("Tests of a plugin", "clf.testing", ("conformance", "run_checks", "Conformance", "Outcome", "Check")),
     ("Vector stores", "clf_serve.stores", ("VectorStore", "Row", "State", "conformance")),
+    ("Engines of bulk embedding", "clf_serve.bulk", ("BulkEngine", "Options", "Work", "Worker", "ShardReport")),
+    ("", "clf_serve.bulk", ("Shard", "conformance")),
 )
 """Title, module and names, in the order of the page; a part without a title goes on with the one before."""
 
-INTRODUCED = ("A method", "Hooks", "Vector stores")
+INTRODUCED = ("A method", "Hooks", "Vector stores", "Engines of bulk embedding")
 """Parts that begin with the docstring of their module."""
 
 GROUPS: Sequence[tuple[catalogue.Kind, str, str, str]] = (
     ("plugin", "the plugin's name", "a module with hooks", "what its hooks return"),
     ("command", "the command's name", "a function with typer annotations, or a `typer.Typer`", "`clf NAME`"),
     ("store", "the scheme", "a vector store", "`SCHEME://REST` wherever a gallery is named"),
+    ("engine", "the engine's name", "an engine of bulk embedding", "`clf embed --engine NAME`"),
 )
 
 RECOMMENDED = ("backbone", "train", "optimizer", "schedule", "augment", "monitor")
