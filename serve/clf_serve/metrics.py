@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from clf.errors import missing_extra
 
 try:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 except ModuleNotFoundError:
     raise missing_extra("prometheus_client", "serve", "clf serve") from None
 
@@ -85,6 +85,10 @@ class Metrics:
             self._images.labels(gallery).set(images)
             if recall is not None:
                 self._recall.labels(gallery).set(recall)
+
+    def snapshot(self) -> list[Metric]:
+        """Everything as it stands now; copies, which may go to another process."""
+        return list(self._registry.collect())
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

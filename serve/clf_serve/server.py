@@ -23,6 +23,7 @@ from clf.manifest import read_manifest
 from clf_serve.deployment import Deployment, Folders
 from clf_serve.engine import Decoding, VariantName
 from clf_serve.http.cors import read_origins
+from clf_serve.http.whole import with_whole_replies
 from clf_serve.keys import read_keys, split_keys
 from clf_serve.limits import ServeLimits
 from clf_serve.log_format import LogFormat
@@ -68,6 +69,8 @@ class Options:
     access_log: bool = True
     log_clients: bool = False
     otlp: str | None = None
+    drain: float = 0.0
+    """Seconds after SIGTERM in which requests are still taken, while probes are told that the server leaves."""
 
 
 def run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options) -> None:
@@ -82,7 +85,7 @@ def run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options)
         ModelError, GalleryError: they cannot be used.
         MissingExtraError: a package of an extra is missing.
     """
-    with _signals():
+    with signals():
         _run(models, galleries, options)
 
 
@@ -95,13 +98,10 @@ def _run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "fastapi", "serve", "clf serve") from None
     occupy_standard_descriptors()
-    keys = _key_ring(options)
+    keys = key_ring(options)
     if options.log_clients and not options.access_log:
         raise ServeError("--log-clients needs --access-log (or --log-format json, without --no-access-log)")
-    if options.decoding == "fast" and options.samples is None:
-        raise ServeError("--decoding fast needs --samples FOLDER: photos on which its effect is measured at start")
-    if options.samples is not None:
-        list_images(options.samples)  # a folder without images shows now
+    check_decoding(options)
     origins = read_origins(options.origins)
     tls = read_tls(options.tls_cert, options.tls_key, options.tls_key_password_env)
     with ExitStack() as stack:
@@ -122,13 +122,13 @@ def _run(models: Sequence[Path], galleries: Sequence[AnyPlace], options: Options
         notes = [remark, *(deployment.engine.note for deployment in service.models.values())]
         for line in (*filter(None, notes), *_greeting(service, listener, options.ui, bool(keys), tls is not None)):
             say(line)
-        started = _serve(app, service, listener, context)
+        started = _serve(app, service, listener, context, options.drain)
     if not started:
         raise ServeError("the server could not start; its log says why")
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def signals() -> Iterator[None]:
     """Until the server listens to them: SIGHUP would end the process, and the others are to end it in peace.
 
     Whoever made a mistake gets his own handlers back; a server that has ended is not disturbed on its way out.
@@ -149,7 +149,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _key_ring(options: Options) -> KeyRing:
+def key_ring(options: Options) -> KeyRing:
     """Raises ServeError: keys that cannot be used, or none where some were meant to be given."""
     from clf_serve.http.guard import KeyRing
 
@@ -159,7 +159,17 @@ def _key_ring(options: Options) -> KeyRing:
     return KeyRing(keys, None if path is None else lambda: read_keys(path))
 
 
-def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl.SSLContext | None) -> bool:
+def check_decoding(options: Options) -> None:
+    """A folder without images shows now. Raises ServeError, DataError: fast decoding and nothing to measure it on."""
+    if options.decoding == "fast" and options.samples is None:
+        raise ServeError("--decoding fast needs --samples FOLDER: photos on which its effect is measured at start")
+    if options.samples is not None:
+        list_images(options.samples)
+
+
+def _serve(
+    app: FastAPI, service: Service, listener: socket.socket, context: ssl.SSLContext | None, drain: float
+) -> bool:
     """Whether the server came up; returns when it has ended."""
     import uvicorn
 
@@ -170,6 +180,10 @@ def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl
             await super().serve(sockets)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if sig == signal.SIGTERM and drain and self.started and not service.leaving:
+                service.leaving = True  # a proxy that asks for /health/ready sends nothing more, and nothing is lost
+                asyncio.get_running_loop().call_later(drain, self.handle_exit, sig, frame)
+                return
             service.draining.set()
             super().handle_exit(sig, frame)
 
@@ -188,8 +202,9 @@ def _serve(app: FastAPI, service: Service, listener: socket.socket, context: ssl
         timeout_graceful_shutdown=_GRACE,
         timeout_keep_alive=_KEEP_ALIVE,
     )
+    config.load()
+    config.http_protocol_class = with_whole_replies(config.http_protocol_class)
     if context is not None:
-        config.load()
         config.ssl = context
     server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn hears them later, and raises them again when it has ended

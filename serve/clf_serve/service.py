@@ -32,20 +32,25 @@ class Service:
 
     Args:
         sources: one for each model; opened at once, and again at each reload. The first is served where none is named.
+        metrics: where to count; by default in metrics of its own.
 
     Raises:
         ClfError: one of them cannot be opened, or two have the same name.
     """
 
-    def __init__(self, sources: Sequence[Source], limits: ServeLimits | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], limits: ServeLimits | None = None, metrics: Metrics | None = None
+    ) -> None:
         if not sources:
             raise ServeError("a server needs a model; give a folder made by clf export")
         self.limits = limits or ServeLimits()
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.memory = Memory()
         self.budget = Budget(self.limits.max_bytes_together)
         self.draining = asyncio.Event()
-        """Set once the server is asked to end."""
+        """Set once the server is to take no more requests."""
+        self.leaving = False
+        """Whether it is not ready because it will end soon, although it still takes requests."""
         opened = _open_all(sources)
         self._decoders = full_pool(usable_cores(), "clf-decode", give_way)
         self._lookups = Lookups(self.limits, self.metrics)
@@ -301,7 +306,7 @@ class Service:
             await warm_up_or_log(deployment)
 
     async def _why_not_ready(self) -> str | None:
-        if self.draining.is_set():
+        if self.leaving or self.draining.is_set():
             return "shutting down"
         for name, deployment in list(self.models.items()):
             if reason := await deployment.why_not_ready():
