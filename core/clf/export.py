@@ -1,7 +1,8 @@
 """``clf export``: a run's encoder as one ONNX file with everything between pixels and embedding inside it.
 
 The graph maps uint8 (N, S, S, 3) RGB images to float32 (N, D) embeddings of unit length, for any N. Before the folder
-gets its name, onnxruntime must give the same embeddings as the trainer's encoder on images of the run.
+gets its name, onnxruntime must give the same embeddings as the trainer's encoder on images of the run. What comes of it
+is a folder for ``clf serve``, or a model repository for Triton (:mod:`clf.triton`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -41,7 +44,11 @@ from clf.manifest import (
 from clf.onnx_graph import Embedder, by_torchscript, by_tracing_export, cause, example, quiet
 from clf.onnx_session import session
 from clf.runs import Run
+from clf.triton import check_repository, put_in_place, repository_name, write_repository
 from clf.variants import CALIBRATION, HELD_OUT, Refused, Say, make_variants
+
+Layout: TypeAlias = Literal["onnx", "triton", "triton-python"]
+"""``onnx`` for clf serve; ``triton`` for Triton's onnxruntime backend, ``triton-python`` for its Python backend."""
 
 MIN_COSINE = 0.9999
 COMPARED = 64
@@ -56,6 +63,8 @@ class Exported:
 
     folder: Path
     manifest: Manifest
+    file: Path
+    """The graph in full precision."""
     refused: Sequence[Refused] = ()
     dropped: Sequence[VariantName] = ()
     """Variants that an earlier export in this folder had."""
@@ -67,15 +76,21 @@ def export_run(run: Run, out: Path | None = None) -> Path:
 
 
 def export(
-    run: Run, out: Path | None = None, variants: Sequence[VariantName] = (), say: Say = lambda what: None
+    run: Run,
+    out: Path | None = None,
+    variants: Sequence[VariantName] = (),
+    say: Say = lambda what: None,
+    layout: Layout = "onnx",
 ) -> Exported:
     """Writes ``encoder.onnx`` and ``manifest.json`` of a run's newest checkpoint and proves that they agree with it.
 
     Args:
-        out: the folder to write, by default ``model`` in the run folder. An earlier export there is replaced.
+        out: the folder to write, by default ``model`` in the run folder. An earlier export there is replaced. A
+            repository for Triton, by default ``triton``, may hold other models, which stay.
         variants: further graphs to write, with what each keeps of the first one's embeddings in the manifest. One that
             loses too much, or cannot be made, is left out and told of; the rest of the export stays.
         say: called with what is being done now.
+        layout: what the folder is for.
 
     Raises:
         RunError: the run cannot be loaded.
@@ -85,32 +100,56 @@ def export(
     """
     say("reading the run")
     trained = experiment.load(run, same_data=False)
-    folder = out or run.path / "model"
+    folder = out or run.path / ("model" if layout == "onnx" else "triton")
+    check = partial(_check_target, folder) if layout == "onnx" else partial(check_repository, folder, run.name)
     try:
-        _check_target(folder)
+        check()
         target = folder.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
             draft = Path(name) / "draft"
             draft.mkdir()
-            say("exporting the encoder")
-            with trained.calls.anywhere():
-                parity = _export(trained, draft / MODEL_FILE)
-            manifest = _manifest(run, trained, draft / MODEL_FILE, parity)
-            refused: list[Refused] = []
-            if variants:
-                made, refused = make_variants(draft / MODEL_FILE, variants, *_for_variants(trained), say)
-                manifest = manifest.model_copy(update={"variants": made})
-            write_manifest(draft, manifest)
-            _check_target(folder)  # minutes have passed
-            dropped = [
-                v for v, file in VARIANT_FILES.items() if (target / file).exists() and v not in manifest.variants
-            ]
-            _replace(target, draft)
+            manifest, refused = _drafted(run, trained, draft, variants, say)
+            check()  # minutes have passed
+            if layout == "onnx":
+                dropped = _dropped(target, manifest)
+                _replace(target, draft)
+            else:
+                dropped = _put_repository(target, draft, manifest, layout)
     except OSError as error:
         reason = error.strerror or error
         raise ExportError(f"{folder} cannot be written ({reason}): choose another folder with -o") from error
-    return Exported(folder, manifest, refused, dropped)
+    file = folder / (MODEL_FILE if layout == "onnx" else f"{repository_name(run.name)}/1/model.onnx")
+    return Exported(folder, manifest, file, refused, dropped)
+
+
+def _drafted(
+    run: Run, trained: Experiment, draft: Path, variants: Sequence[VariantName], say: Say
+) -> tuple[Manifest, list[Refused]]:
+    """Writes the folder that ``clf serve`` reads. Raises ExportError and OSError."""
+    say("exporting the encoder")
+    with trained.calls.anywhere():
+        parity = _export(trained, draft / MODEL_FILE)
+    manifest = _manifest(run, trained, draft / MODEL_FILE, parity)
+    refused: list[Refused] = []
+    if variants:
+        made, refused = make_variants(draft / MODEL_FILE, variants, *_for_variants(trained), say)
+        manifest = manifest.model_copy(update={"variants": made})
+    write_manifest(draft, manifest)
+    return manifest, refused
+
+
+def _dropped(target: Path, manifest: Manifest) -> list[VariantName]:
+    return [v for v, file in VARIANT_FILES.items() if (target / file).exists() and v not in manifest.variants]
+
+
+def _put_repository(target: Path, draft: Path, manifest: Manifest, layout: Layout) -> list[VariantName]:
+    """Makes Triton's models of ``draft`` and puts them into ``target``; variants that it had before and has no more."""
+    made = draft.parent / "repository"
+    made.mkdir()
+    write_repository(draft, made, "onnxruntime" if layout == "triton" else "python")
+    gone = put_in_place(made, target, run=manifest.run)
+    return [variant for variant in VARIANT_FILES if f"{repository_name(manifest.run)}_{variant}" in gone]
 
 
 def _check_target(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,12 @@ RunName = Annotated[
 RunsFolder = Annotated[str, typer.Option("--runs", metavar="FOLDER", help="The folder that holds all runs.")]
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
+
+
+class Layout(StrEnum):
+    onnx = "onnx"
+    triton = "triton"
+    triton_python = "triton-python"
 
 
 def evaluate(
@@ -93,7 +100,8 @@ def evaluate(
 def export(
     run: RunName,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write; default: RUN/model.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where to write; default: RUN/model, or RUN/triton."),
     ] = None,
     variants: Annotated[
         str,
@@ -104,10 +112,18 @@ def export(
             show_default=False,
         ),
     ] = "",
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            "--format",
+            help="What the folder is for: onnx for clf serve, triton a model repository for Triton's onnxruntime "
+            "backend, triton-python one for its Python backend, on the CPU.",
+        ),
+    ] = Layout.onnx,
     runs_dir: RunsFolder = "runs",
 ) -> None:
     """Export a run's encoder to ONNX, and prove that it gives the trainer's own embeddings."""
-    from clf.manifest import MODEL_FILE, variant_names
+    from clf.manifest import variant_names
 
     names = variant_names(variants)
     found = opened(run, runs_dir)
@@ -115,11 +131,11 @@ def export(
     from clf.variants import COLUMNS, doubts, rows
 
     with Console(stderr=True).status("") as status:
-        exported = exporting.export(found, out, names, say=lambda what: status.update(escape(what)))
+        exported = exporting.export(found, out, names, lambda what: status.update(escape(what)), layout.value)
     folder, manifest = exported.folder, exported.manifest
     print_text(f"Exported {folder}")
     if manifest.variants:
-        print_table(COLUMNS, rows(manifest, (folder / MODEL_FILE).stat().st_size))
+        print_table(COLUMNS, rows(manifest, exported.file.stat().st_size))
         devices = {variant.speed_device for variant in manifest.variants.values()}
         print_text(f"Each image alone, against encoder.onnx; speed on {', '.join(devices)}")
     for name, variant in manifest.variants.items():
@@ -127,7 +143,15 @@ def export(
             print_text(f"Warning: {doubt}")
     if gone := [name for name in exported.dropped if name not in names]:
         print_text(f"The earlier export had {' and '.join(gone)} too; to have that again: --variants {','.join(gone)}")
-    print_text(f"Next: clf index {folder} IMAGES -o GALLERY   clf serve {folder}")
+    if layout is Layout.onnx:
+        print_text(f"Next: clf index {folder} IMAGES -o GALLERY   clf serve {folder}")
+    else:
+        own = exported.file.parent.parent
+        needed = [path / "requirements.txt" for path in (own.with_name(f"{own.name}_decode"), own)]
+        print_text(
+            f"Next: pip install {' '.join(f'-r {path}' for path in needed if path.exists())}   # for Triton's Python"
+        )
+        print_text(f"      tritonserver --model-repository {folder}")
     if exported.refused:
         raise ExportError(f"{folder} was written without " + "; ".join(map(str, exported.refused)))
 
