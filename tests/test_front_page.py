@@ -19,7 +19,13 @@ def test_simclr_is_shown_whole() -> None:
 
 def test_the_links_lead_somewhere() -> None:
     local = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert local and all((ROOT / link).exists() for link in local)
+    assert local
+    for link in local:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings], link
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
