@@ -105,6 +105,9 @@ class TrainSection(Section):
     )
     checkpoint_minutes: float = Field(10.0, ge=0, description="minutes between checkpoints at most, in long epochs")
     max_steps: int | None = Field(None, ge=1, description="end after so many optimiser steps, before train.epochs")
+    unreachable_seconds: int = Field(
+        60, ge=2, description="silence after which another machine is given up, with several of them (Linux)"
+    )
 
 
 class OptimizerSection(Section):

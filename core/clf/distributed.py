@@ -10,6 +10,7 @@ checkpoint of rank 0 is that of all.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from clf import reachable
 from clf.errors import ClfError, ConfigError, TrainingError, in_one_line
 
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before it takes them for dead; a rank that was killed is noticed at once."""
+"""How long a rank waits for the others, whose machines are there, before it takes them for dead.
+
+A rank that was killed is noticed at once, a machine that is gone after ``train.unreachable_seconds``.
+"""
+
+UNREACHABLE = 60
+"""Seconds of silence after which a machine is taken for gone, where nothing else is said."""
 
 PATIENCE = timedelta(hours=24)
 """How long ranks that have loaded their data wait for those that are still at it."""
@@ -53,8 +61,11 @@ class Ranks:
         return self.rank == 0
 
 
-def start(device: str) -> Ranks:
+def start(device: str, unreachable: int = UNREACHABLE) -> Ranks:
     """Joins the process group that ``torchrun`` describes in the environment, or stands alone without it.
+
+    Args:
+        unreachable: seconds of silence after which another machine is taken for gone.
 
     Raises:
         ConfigError: the device cannot be used, or the environment describes half a group.
@@ -73,10 +84,11 @@ def start(device: str) -> Ranks:
     cuda = chosen.type == "cuda"
     if cuda:
         torch.cuda.set_device(chosen)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else None
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    with reachable.noticing(unreachable):
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else None
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert not isinstance(control, int) and not isinstance(patient, int)  # which would mean groups without this rank
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen, patient, control)
 
@@ -88,30 +100,44 @@ def stop() -> None:
 
 
 @contextmanager
-def together(device: str) -> Iterator[Ranks]:
+def together(device: str, unreachable: int = UNREACHABLE) -> Iterator[Ranks]:
     """The ranks for as long as they work together; what they raise when one is gone becomes one plain sentence.
 
     Raises:
-        TrainingError: another rank ended or no longer answers.
+        TrainingError: another rank ended, cannot be reached or no longer answers.
     """
+    joined = False
     try:
-        yield start(device)
+        ranks = start(device, unreachable)
+        joined = True
+        yield ranks
     except RuntimeError as error:
         if not _leaves_others_waiting(error):
             stop()
         if not is_of_peers(error):
             raise
-        raise TrainingError(
-            f"rank {os.environ.get('RANK', '?')} lost the other ranks: one of them ended, or has not answered for "
-            f"{TIMEOUT.total_seconds() / 60:.0f} minutes ({_brief(error)}). What that rank printed, or the launcher's "
-            "report on it, says why. Once it is mended, start again with --resume auto"
-        ) from error
+        raise _lost(error, unreachable, joined) from error
     except BaseException as error:
         if _leaves_others_waiting(error):
             raise
         stop()
         raise
     stop()
+
+
+def _lost(error: RuntimeError, unreachable: int, joined: bool) -> TrainingError:
+    rank, minutes = os.environ.get("RANK", "?"), f"{TIMEOUT.total_seconds() / 60:.0f} minutes"
+    if not joined:
+        return TrainingError(
+            f"rank {rank} could not join the others ({_brief(error)}). Another rank may have ended, "
+            "which then says why. Else see that every machine reaches the others at all ports, by the address that its "
+            "own name has there: GLOO_SOCKET_IFNAME=DEVICE, and for GPUs NCCL_SOCKET_IFNAME=DEVICE, choose another"
+        )
+    return TrainingError(
+        f"rank {rank} lost the other ranks: one of them ended, its machine has been unreachable for {unreachable} "
+        f"seconds, or it has not answered for {minutes} ({_brief(error)}). What that rank printed, or the launcher's "
+        "report on it, says why. Once it is mended, start again with --resume auto"
+    )
 
 
 def _leaves_others_waiting(error: BaseException) -> bool:
@@ -129,10 +155,8 @@ def is_of_peers(error: RuntimeError) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """The first sentence of a library's message, without the place in its source."""
-    text = " ".join(str(error).split())
-    if text.startswith("["):
-        text = text.partition("] ")[2]
+    """The first sentence of a library's message, without the places in its source."""
+    text = re.sub(r"\[/\S+\] ", "", " ".join(str(error).split()))
     return text.partition(". ")[0][:160]
 
 

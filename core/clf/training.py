@@ -5,6 +5,7 @@ The loop itself is :mod:`clf.trainer`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from clf import config as configuration
 from clf.callbacks import Watcher
 from clf.config import Config
 from clf.distributed import Ranks
-from clf.errors import CheckpointError, ClfError, PluginError, RunError
+from clf.errors import CheckpointError, ClfError, DataError, PluginError, RunError
 from clf.experiment import Experiment
 from clf.monitor import Monitor
 from clf.plugins import Plugin
@@ -42,6 +43,7 @@ from clf.trainer import Trainer
 _LAST_BITS = ("train.threads", "train.compile")
 FREE_TO_CHANGE = (
     *("run.", "monitor.", "data.root", "data.download", "data.workers", "data.options.cache_", "train.checkpoint_"),
+    "train.unreachable_seconds",
     *_LAST_BITS,
 )
 """Keys that may differ when a run is resumed: they cannot change its weights, or in the last bits only."""
@@ -57,6 +59,7 @@ def train(config: Config, callbacks: Sequence[Watcher] | None = None) -> Run:
     """
     config, _ = configuration.derive(config)
     with session(config) as ranks, ExitStack() as held:
+        _check_same_start(config, ranks, resumed=False)
         config = settle(config, ranks.device)
         plugin = plugins.load_plugin(config.plugin)
         watchers = _default_callbacks(callbacks, ranks, config, plugin)
@@ -64,6 +67,7 @@ def train(config: Config, callbacks: Sequence[Watcher] | None = None) -> Run:
             what = experiment.build(config, progress=progress, plugin=plugin)
         distributed.wait_for_all(ranks)
         _check_same_source(what, ranks)
+        _check_same_data(what, ranks)
         run: Run | None = None
         try:
             run = _shared_run(config, ranks, held)
@@ -101,6 +105,7 @@ def resume(run: Run, config: Config | None = None, callbacks: Sequence[Watcher] 
         wanted, _ = configuration.derive(config)
     _check_plugin(run, wanted.plugin)
     with session(wanted) as ranks, ExitStack() as held:
+        _check_same_start(wanted, ranks, resumed=True)
         wanted = settle(wanted, ranks.device)
         _check_unchanged(run, old, wanted)
         plugin = plugins.load_plugin(kept.plugin_of(run, old))
@@ -158,12 +163,44 @@ def _check_same_source(what: Experiment, ranks: Ranks) -> None:
         PluginError: it is not.
     """
     source = what.plugin.source if what.plugin is not None else None
-    if source is None:
-        return
-    number = int(source.sha256[:12], 16)  # 48 bits, which a float64 holds
-    high, low = distributed.largest([number, -number], ranks)
-    if high != -low:
+    if source is not None and not _alike(source.sha256, ranks):
         raise PluginError(f"the ranks see different contents of {source.path}: give every machine the same file")
+
+
+def _check_same_data(what: Experiment, ranks: Ranks) -> None:
+    """Refuses images that are not the same on every machine.
+
+    Raises:
+        DataError: they are not.
+    """
+    if not _alike(hashlib.sha256(what.data.fingerprint.encode()).hexdigest(), ranks):
+        data = what.config.data
+        place = f"{data.name} in {data.root}" if data.root else data.name
+        raise DataError(
+            f"the ranks see different images of {place} ({len(what.data.train)} to train on for rank {ranks.rank}): "
+            "give every machine the same files"
+        )
+
+
+def _check_same_start(config: Config, ranks: Ranks, *, resumed: bool) -> None:
+    """Refuses a run that some machines would begin and others go on with.
+
+    Raises:
+        RunError: it is one.
+    """
+    if distributed.any_rank(resumed, ranks) and distributed.any_rank(not resumed, ranks):
+        raise RunError(
+            f"rank {ranks.rank} {'sees' if resumed else 'does not see'} the checkpoints of run {config.run.name!r} in "
+            f"{Path(config.run.dir).absolute()}, and others {'do not' if resumed else 'do'}: run.dir must be on a file "
+            "system that all machines share"
+        )
+
+
+def _alike(sha256: str, ranks: Ranks) -> bool:
+    """Whether all ranks have the same."""
+    number = int(sha256[:12], 16)  # 48 bits, which a float64 holds
+    high, low = distributed.largest([number, -number], ranks)
+    return high == -low
 
 
 @contextmanager
@@ -180,7 +217,7 @@ def session(config: Config) -> Iterator[Ranks]:
     torch.backends.cudnn.benchmark = not config.train.deterministic  # shapes never change, so trying kernels pays
     allocator.keep_freed_memory()
     try:
-        with distributed.together(config.train.device) as ranks:
+        with distributed.together(config.train.device, config.train.unreachable_seconds) as ranks:
             yield ranks
     finally:
         torch.backends.cudnn.benchmark = tuned

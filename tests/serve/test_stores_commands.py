@@ -122,9 +122,7 @@ def test_a_gallery_in_a_store_is_embedded_anew_into_a_folder(
 
 def test_what_only_folders_have_says_so(run: Run, url: str, model: Path, own: Path, tmp_path: Path) -> None:
     assert done(run("index", model, own, "-o", url, "--json"))["added"] == 20
-    for words in (
-        ("backup", url, tmp_path / "b"),
-    ):
+    for words in (("backup", url, tmp_path / "b"),):
         said = one_error(run("gallery", *words))
         assert f"clf gallery {words[0]}" in said and "is for galleries in folders" in said and "store 'shelf'" in said
         assert f"a copy in a folder: clf gallery copy {url} FOLDER" in said

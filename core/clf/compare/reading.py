@@ -19,7 +19,10 @@ from clf.runs import Run
 
 NO_EFFECT = ("run.", "monitor.", "train.checkpoint_")
 """Prefixes of keys that change what is recorded and kept, not what is learned."""
-ROUNDING = {"seed", "train.threads", "train.device", "train.deterministic", "data.workers", "data.download"}
+ROUNDING = {
+    *("seed", "train.threads", "train.device", "train.deterministic", "train.unreachable_seconds"),
+    *("data.workers", "data.download"),
+}
 """Keys that a group may differ in: the seed, and what changes rounding and speed only."""
 BY_MANIFEST = {"data.name", "data.root", "data.limit", "data.test_fraction", "data.image_size"}
 """Keys that stand for the images a run had, which its manifest tells exactly."""
