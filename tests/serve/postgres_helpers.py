@@ -186,7 +186,11 @@ def _enterable(installed: Path, home: Path) -> Path:
     """The programs where the server's user may run them, which a root's own folders do not let it."""
     if os.geteuid() != 0 or all(each.stat().st_mode & stat.S_IXOTH for each in (installed / "bin").parents):
         return installed
-    return Path(shutil.copytree(installed, home / "programs", symlinks=True))
+    packages, copied = installed.parents[1], home / "programs"
+    for name in ("pgserver.libs", f"pgserver/{installed.name}"):  # the libraries are found relative to the programs
+        if (packages / name).exists():
+            shutil.copytree(packages / name, copied / name, symlinks=True)
+    return copied / "pgserver" / installed.name
 
 
 def _as_nobody() -> dict[str, Any]:
