@@ -5,8 +5,9 @@
 
 Measured: `clf train` with SimCLR and the same global batch by one process, by two ranks on two hosts and by four ranks
 on two hosts. The hosts are network namespaces joined by a veth pair, which needs Linux and root; all ranks share this
-machine's cores. The bytes are those that the first host's device has sent: a run of --steps more steps less a shorter
-one, so that what joining and broadcasting take drops out. They are compared with the sum of a ring's volumes.
+machine's cores, and each has one thread. The bytes are those that the first host's device has sent: a run of --steps
+more steps less a shorter one, so that what joining and broadcasting take drops out. They are compared with the sum of
+a ring's volumes.
 
 What this can show is that the volumes are as computed, and what the exchange costs where the wire is a copy in memory.
 It cannot show how a real network behaves, nor a speed-up: more processes on the same cores compute no faster.
@@ -157,12 +158,17 @@ def _row(link: Link, volumes: dict[str, float], network: Network, ranks: int, co
     return f"{link.name:22}", *times, f"{100 * now:6.1f} %", f"{100 * overlapped:9.1f} %"
 
 
-def words(options: argparse.Namespace, folder: Path, steps: int, threads: int) -> list[str]:
+def words(options: argparse.Namespace, folder: Path, steps: int) -> list[str]:
     return [
         *("train", "--plugin", "simclr", f"run.dir={folder}", "run.name=run", f"method.projection_dim={E}"),
         *("data.name=shapes", f"data.image_size={options.size}", "data.options.train_images=2048"),
-        *(f"backbone.name={options.backbone}", f"train.batch_size={options.batch}", f"train.max_steps={steps}"),
-        *("train.device=cpu", f"train.threads={threads}", "train.checkpoint_every=1000", "train.epochs=100"),
+        *(
+            f"backbone.name={options.backbone}",
+            "backbone.stem=original",
+            f"train.batch_size={options.batch}",
+            f"train.max_steps={steps}",
+        ),
+        *("train.device=cpu", "train.threads=1", "train.checkpoint_every=1000", "train.epochs=100"),
         *("monitor.log_every=1", "monitor.knn_every=0", "data.options.test_images=16"),
     ]
 
@@ -183,10 +189,8 @@ def measure(options: argparse.Namespace, per_host: int, steps: int) -> tuple[Res
 
     with tempfile.TemporaryDirectory(prefix="clf-nodes-") as name, two_hosts(Path(name)) as hosts:
         folder = Path(name)
-        cores = os.cpu_count() or 1
-        threads = max(1, cores // max(1, 2 * per_host))
-        command = words(options, folder, steps, threads if per_host else cores)
-        environment = {"OMP_NUM_THREADS": str(threads if per_host else cores)}
+        command = words(options, folder, steps)
+        environment = {"OMP_NUM_THREADS": "1"}
         programs: list[list[str]] = [[sys.executable, "-m", "clf", *command]]
         if per_host:
             shared = ["--nnodes", "2", "--nproc-per-node", str(per_host), "--master-addr", "host-a"]
