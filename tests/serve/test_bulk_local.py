@@ -280,7 +280,8 @@ def test_kills_at_any_moment_change_no_byte(run: Run, model: Path, tmp_path: Pat
 
 
 def test_ctrl_c_keeps_whole_shards_and_says_so(model: Path, photos: Path, tmp_path: Path) -> None:
-    slow = "import time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"
+    slow = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+    slow += "import time\nfrom clf_serve.engine import Engine\nembed = Engine.embed\n"
     slow += "def later(self, pixels):\n    time.sleep(0.3)\n    return embed(self, pixels)\nEngine.embed = later\n"
     words = ["embed", str(model), str(photos), "-o", str(tmp_path / "out"), "--shard-size", "4", "--batch-size", "2"]
     with subprocess.Popen([sys.executable, "-c", slow + PROGRAM, *words], stderr=subprocess.PIPE, text=True) as child:

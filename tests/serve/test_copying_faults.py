@@ -68,7 +68,8 @@ def begun(folder: Path, new: Path | str, sign: Path, stage: str) -> subprocess.P
     """``clf gallery copy``, which comes to a halt at a stage."""
     kind = "Store" if "://" in str(new) else "Folder"
     where, what, nth = STAGES[stage]
-    before = HANGS.format(where=where.format(kind=kind), what=what, nth=nth, sign=str(sign))
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+    before = heard + HANGS.format(where=where.format(kind=kind), what=what, nth=nth, sign=str(sign))
     command = [sys.executable, "-c", before + PROGRAM, "gallery", "copy", str(folder), str(new)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
 
