@@ -60,16 +60,16 @@ class Source(ABC):
         """The address of a file or tar, without passwords."""
 
     @abstractmethod
-    def read(self, file: Listed) -> bytes:
-        """An image of a folder. Raises ImageError: it cannot be used; DataError: nor can any other."""
-
-    @abstractmethod
-    def open(self, tar: Listed) -> IO[bytes]:
-        """A tar, to be read once from beginning to end. Raises FileNotFoundError, DataError."""
-
-    @abstractmethod
     def check(self) -> None:
         """Raises DataError: it cannot be seen from this machine."""
+
+
+class Images(Source):
+    """Files of which each is an image."""
+
+    @abstractmethod
+    def read(self, file: Listed) -> bytes:
+        """An image. Raises ImageError: it cannot be used; DataError: nor can any other."""
 
 
 def find_source(named: Sequence[str]) -> Source:
@@ -115,7 +115,7 @@ def expand(text: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class LocalImages(Source):
+class LocalImages(Images):
     """A folder of images on a disk, or one image."""
 
     root: str
@@ -149,9 +149,6 @@ class LocalImages(Source):
             raise ImageError(f"{path} has changed since it was listed")
         return data
 
-    def open(self, tar: Listed) -> IO[bytes]:
-        raise NotImplementedError
-
     def check(self) -> None:
         if not os.path.exists(self._path(self.only)):  # noqa: PTH110
             raise DataError(
@@ -163,7 +160,7 @@ class LocalImages(Source):
         return f"{self.root.rstrip('/')}/{key}" if key else self.root
 
 
-class RemoteImages(Source):
+class RemoteImages(Images):
     """A folder of images behind a URL."""
 
     def __init__(self, url: str) -> None:
@@ -232,9 +229,6 @@ class RemoteImages(Source):
             raise ImageError(f"{uri} has changed since it was listed")
         return data
 
-    def open(self, tar: Listed) -> IO[bytes]:
-        raise NotImplementedError
-
     def check(self) -> None:
         """What cannot be reached raises when it is read."""
 
@@ -272,10 +266,8 @@ class Tars(Source):
     def uri(self, key: str) -> str:
         return str(Place.of(self._by_key[key]))
 
-    def read(self, file: Listed) -> bytes:
-        raise NotImplementedError
-
     def open(self, tar: Listed) -> IO[bytes]:
+        """A tar, to be read once from beginning to end. Raises FileNotFoundError, DataError."""
         place = self._by_key[tar.key]
         shown = str(Place.of(place))
         with told(shown, Place.of(place).hide, "read"):

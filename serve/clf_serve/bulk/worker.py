@@ -20,7 +20,7 @@ from clf_serve.bulk.folders import Folder
 from clf_serve.bulk.parts import About, Row, Unused, done, write_part
 from clf_serve.bulk.pipeline import Bad, Begin, Content, Decoded, End, Image, Known, Step, decoded
 from clf_serve.bulk.plan import PLAN, Plan, Shard, read_listing
-from clf_serve.bulk.sources import Listed, Source
+from clf_serve.bulk.sources import Images, Listed, Source, Tars
 from clf_serve.bulk.tars import DamagedTarError, Sample, read_samples
 from clf_serve.cores import usable_cores
 
@@ -220,18 +220,19 @@ class Worker:
             listed = read_listing(self._folder, shard)
             if there and there[-1].last:
                 yield Known(shard.number)
-            elif source.tars:
-                yield from self._tar(shard.number, len(there), (there[-1].next or 0) if there else 0, listed[0])
+            elif isinstance(source, Tars):
+                yield from self._tar(source, shard.number, len(there), (there[-1].next or 0) if there else 0, listed[0])
             else:
+                assert isinstance(source, Images)
                 source.check()
                 yield Begin(shard.number, 0)
                 for file in listed:
                     yield Image(file.key, source.uri(file.key), file.size, file.mtime_ns, _Reading(source, file))
                 yield End(None)
 
-    def _tar(self, shard: int, slice_: int, start: int, tar: Listed) -> Iterator[Step]:
+    def _tar(self, source: Tars, shard: int, slice_: int, start: int, tar: Listed) -> Iterator[Step]:
         """The images of a tar from a slice on, which begins at the byte ``start``."""
-        source, size, count, left_out = self._work.source, self._work.plan.settings.shard_size, 0, 0
+        size, count, left_out = self._work.plan.settings.shard_size, 0, 0
         uri = source.uri(tar.key)
         yield Begin(shard, slice_)
         try:
@@ -263,7 +264,7 @@ def _image(key: str, uri: str, sample: Sample) -> Step:
 class _Reading:
     """Reads an image of a folder, in the thread that decodes it."""
 
-    source: Source
+    source: Images
     file: Listed
 
     def __call__(self) -> bytes:

@@ -20,7 +20,7 @@ from clf.manifest import read_manifest, variant_sha256
 from clf_serve.bulk import parts
 from clf_serve.bulk.folders import Folder, is_url
 from clf_serve.bulk.plan import PLAN, Plan
-from clf_serve.bulk.sources import Listed, Source, find_source
+from clf_serve.bulk.sources import Images, Listed, find_source
 from clf_serve.copying.sides import About, Side, in_parts
 from clf_serve.copying.work import SILENT, Copied, Steps, carry_over, command
 from clf_serve.cores import usable_cores
@@ -70,6 +70,7 @@ def import_shards(named: str, place: Place, model: Path, *, thumbnails: bool = F
         )
     found = _parts(folder, plan)
     source = find_source(plan.source) if thumbnails else None
+    assert source is None or isinstance(source, Images)
     side = ShardsSide(folder, plan, found, Identity.of(manifest), model, source)
     words: list[Place | Path | str] = [
         folder.shown,
@@ -106,7 +107,7 @@ class ShardsSide(Side):
         found: Sequence[parts.About],
         model: Identity,
         model_path: Path,
-        source: Source | None,
+        source: Images | None,
     ) -> None:
         self.place = Place.of(folder.shown)
         self.images = sum(about.images for about in found)
