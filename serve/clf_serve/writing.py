@@ -2,7 +2,7 @@
 
 Writes go through one thread in the order they came; those that wait for it together become one transaction. While the
 writer is open ``clf index`` and other writers have to wait, so it closes after a few seconds of rest, when the index
-has been saved. Nothing is acknowledged before it is committed.
+has been saved, and at once when one of them asks for its turn. Nothing is acknowledged before it is committed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ from clf_serve.worker import Worker
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _REST = 3.0  # seconds without a write after which the index is saved and the gallery closed
+_ASK = 0.1  # seconds between two looks whether another process waits
+_TURN = 1.0  # seconds of writing before another process is given its turn: opening a large gallery takes time too
+_PASS = 0.5  # seconds in which the other takes it
 _MOST = 1024  # entries of one transaction that several requests share
 _END = 10.0  # seconds that whatever runs is given at the end
 _BUSY, _LOCKED, _READ_ONLY, _CANNOT_OPEN, _FULL = 5, 6, 8, 14, 13  # SQLite's primary result codes
@@ -71,6 +75,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._gallery: AnyGallery | None = None
+        self._opened_at = 0.0
         self._unsaved = False
         self._reopen = False
         self._closing = False
@@ -99,8 +104,9 @@ class Writer:
         """Writes what waits, and closes the gallery."""
         self._closing = True
         self._wake.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=_END)
+        end = time.monotonic() + _END
+        while self._task is not None and time.monotonic() < end:  # one that handed over is followed by another
+            await asyncio.wait([self._task], timeout=max(0.0, end - time.monotonic()))
 
     @property
     def is_open(self) -> bool:
@@ -121,28 +127,49 @@ class Writer:
 
     async def _serve(self) -> None:
         thread = Worker("clf-write")
+        wanted = False
         try:
-            while True:
-                await self._write(thread)
-                if self._closing:
-                    return
-                if not await self._woken(_REST):
-                    if not self._unsaved:
-                        return
-                    await self._save(thread)
-                    if not self._waiting:
-                        return
+            wanted = await self._hold(thread)
         finally:
             await thread(self._shut)
             await thread.close(_END)
+            if wanted:
+                await asyncio.sleep(_PASS)
             self._task = asyncio.create_task(self._serve(), name="clf-write") if self._waiting else None
 
+    async def _hold(self, thread: Worker) -> bool:
+        """Until there is nothing more to do, or, which is True, another process wants to write."""
+        last = time.monotonic()
+        while True:
+            await self._write(thread)
+            if self._closing and not self._waiting:
+                return False
+            if await self._is_wanted(thread):
+                return True
+            if self._waiting or await self._woken(_ASK):
+                last = time.monotonic()
+            elif time.monotonic() - last > _REST:
+                if not self._unsaved:
+                    return False
+                if await self._save(thread):
+                    return True
+                if not self._waiting:
+                    return False
+                last = time.monotonic()
+
+    async def _is_wanted(self, thread: Worker) -> bool:
+        gallery = self._gallery
+        if gallery is None or time.monotonic() - self._opened_at < _TURN:
+            return False
+        return await thread(gallery.is_wanted)
+
     async def _write(self, thread: Worker) -> None:
-        """All that waits."""
+        """All that waits, and what comes meanwhile, for as long as a turn lasts."""
+        end = time.monotonic() + _TURN
         if self._reopen:
             self._reopen = False
             await thread(self._shut)
-        while batch := self._next():
+        while time.monotonic() < end and (batch := self._next()):
             await thread(lambda batch=batch: self._run(batch))  # type: ignore[misc]
             if self._gallery is None:  # it cannot be opened; finding that out again for each would take seconds
                 for job in [job for job in self._waiting if job.identity == batch[0].identity]:
@@ -191,6 +218,7 @@ class Writer:
     def _opened(self, identity: Identity) -> AnyGallery:
         if self._gallery is None:
             self._gallery = open_gallery(self.place, identity, write=True)
+            self._opened_at = time.monotonic()
         try:
             self._gallery.require(identity)
         except GalleryError as error:
@@ -203,29 +231,31 @@ class Writer:
         if gallery is not None:
             gallery.close()
 
-    async def _save(self, thread: Worker) -> None:
-        """The index, in a thread of its own; writes go on meanwhile."""
-        self._unsaved = False
+    async def _save(self, thread: Worker) -> bool:
+        """The index, in a thread of its own; writes go on meanwhile. Whether another process asked for its turn."""
+        self._unsaved = wanted = False
         gallery = self._gallery
         if gallery is None:
-            return
+            return False
         aside = Worker("clf-index")
         saving = asyncio.ensure_future(aside(gallery.save_index))
         while not saving.done():
-            waking = asyncio.ensure_future(self._woken(_END))
+            waking = asyncio.ensure_future(self._woken(_TURN))
             await asyncio.wait({saving, waking}, return_when=asyncio.FIRST_COMPLETED)
             waking.cancel()
             if self._closing:
                 await asyncio.wait([saving], timeout=_END)
                 break
-            if not self._reopen:  # or the gallery would be closed in the middle of it
+            while self._waiting and not self._reopen:  # or the gallery would be closed in the middle of it
                 await self._write(thread)
+            wanted = wanted or await self._is_wanted(thread)
         await aside.close(0)
         if not saving.done():
             saving.cancel()
             _log.warning("the index of %s was not saved in time; it is made again when it is needed", self.place)
         elif note := saving.exception() or gallery.cache_note:
             _log.warning("the index of %s: %s", self.place, note)
+        return wanted
 
     async def _woken(self, seconds: float) -> bool:
         """Whether something happened within so many seconds."""

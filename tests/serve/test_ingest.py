@@ -37,6 +37,7 @@ PNG = {"Content-Type": "image/png"}
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_REST", 0.3)
+    monkeypatch.setattr("clf_serve.gallery.lock.PATIENCE", 1.0)
 
 
 @pytest.fixture

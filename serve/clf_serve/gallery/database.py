@@ -14,9 +14,11 @@ from typing import NamedTuple
 from clf.errors import GalleryError
 from clf_serve.gallery import schema
 from clf_serve.gallery.faults import damaged, in_words
-from clf_serve.gallery.lock import PATIENCE, WriteLock
+from clf_serve.gallery.lock import WriteLock
 
 FORMAT = schema.FORMAT
+PATIENCE = 2.0
+"""Seconds to wait for a connection, and for what another one does in the file."""
 _DIM = 1 << 20  # the longest vector that is believed
 _IDLE = 8  # read connections that are kept open
 _WAL_BYTES = 64 << 20  # what of the write-ahead log is kept as a file after a large transaction
@@ -107,6 +109,10 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             schema.create(connection, meta | {"uuid": uuid.uuid4().hex})
             connection.execute("COMMIT")
+
+    def is_wanted(self) -> bool:
+        """Whether another process waits for the right to write, which this one has."""
+        return self._lock is not None and self._lock.is_wanted()
 
     def close(self) -> None:
         """What is being read or written meanwhile is brought to its end."""

@@ -91,6 +91,10 @@ class Gallery:
                 f"clf gallery reembed {self.folder} MODEL -o NEW"
             )
 
+    def is_wanted(self) -> bool:
+        """Whether another process has waited to write since this was last asked; close the gallery, and it can."""
+        return self._db.is_wanted()
+
     def close(self) -> None:
         """What other threads are reading is read to its end."""
         self._db.close()
