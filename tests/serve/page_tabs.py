@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from browsers import chromium
 from selenium import webdriver
+from selenium.common import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from serve_helpers import PROGRAM, Server, until
@@ -96,7 +97,11 @@ class Tab:
         return self.all(selector)[0]
 
     def text(self, selector: str) -> str:
-        return self.one(selector).text
+        """What it shows."""
+        try:
+            return self.one(selector).text
+        except StaleElementReferenceException:  # the page drew it anew between the two questions
+            return self.one(selector).text
 
     def js(self, script: str, *words: Any) -> Any:
         return self.driver.execute_script(script, *words)

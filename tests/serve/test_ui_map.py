@@ -101,6 +101,10 @@ def test_colours_of_text_and_numbers(client: httpx.Client) -> None:
     assert array(folder["codes"], "u1").tolist() == [i % 3 for i in range(N)]
     assert (folder["values"][1]["example"] - 1) % 3 == 1
 
+    assert client.get("/page/map").json()["codes"] == folder["codes"]  # where nothing is chosen
+    plain = client.get("/page/map", params={"colour": ""}).json()
+    assert plain["field"] is None and "codes" not in plain
+
     year = client.get("/page/map", params={"colour": "year"}).json()
     codes = array(year["codes"], "u1")
     assert (year["low"], year["high"], year["missing"], year["values"]) == (1900, 1999, 1, [])
@@ -200,10 +204,12 @@ def test_points_colours_legend_and_list(browser: Tab) -> None:
     opened(browser)
     browser.one("#clf-map-pictures").click()  # only dots
     assert "400 images · the axes hold" in browser.text("#clf-map-note")
-    assert not drawn(browser, rgb(LIGHT[2]))
+    until(lambda: drawn(browser, rgb(LIGHT[2])))  # the folders, of which nobody has been asked
+    browser.choose("#clf-map-colour", "")
+    until(lambda: not drawn(browser, rgb(LIGHT[2])) and not browser.one("#clf-map-legend").is_displayed())
 
     browser.choose("#clf-map-colour", "@folder")
-    until(lambda: len(browser.all("#clf-map-legend li")) == 3)
+    until(lambda: browser.one("#clf-map-legend").is_displayed())
     assert [each.text.split("\n") for each in browser.all("#clf-map-legend li")] == [
         ["ants", "134"],
         ["bees", "133"],

@@ -321,6 +321,7 @@ def test_another_gallery_has_its_own_model(tab: Tab, tmp_path: Path) -> None:
                               "e.dispatchEvent(new Event('change'))"))  # fmt: skip
     assert tab.uris()[0] == "cold/03.png"
     assert "others · 19 images" in tab.text("#clf-about")
+    assert tab.js("return [0, 1, 1234].map(clf.images)") == ["0 images", "1 image", "1,234 images"]
     tab.change(lambda: tab.click(".clf-picture"))
     assert tab.address() == "?gallery=others&like=4"
     loaded = "return clf.visible()[0].querySelector('img').naturalWidth > 0"

@@ -17,14 +17,13 @@
     let turn = 0; // of the latest question; answers to earlier ones are dropped
     let loaded = { asked: "", when: 0 };
     let tipped = -1;
+    let chosen = null; // to colour by; the server proposes something for a gallery
 
     const css = (name) => {
       probe.style.color = `var(${name})`;
       return getComputedStyle(probe).color;
     };
     const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
-    const count = (n) => n.toLocaleString("en");
-    const plural = (n) => `${count(n)} ${n === 1 ? "image" : "images"}`;
     const base = (uri) => uri.split(/[\\/]/).pop();
     const link = (id) => clf.write({ ...clf.blank(), gallery: $("gallery").value || null, queries: [{ id, weight: 1 }] }, map.first);
 
@@ -113,7 +112,7 @@
 
     const line = (code, label, n, known) => {
       const button = make("button", { type: "button", title: "Pick out", aria: { pressed: String(only.has(code)) } });
-      button.append(make("i", {}), make("span", { textContent: label }), make("b", { textContent: count(n) }));
+      button.append(make("i", {}), make("span", { textContent: label }), make("b", { textContent: clf.number(n) }));
       button.firstChild.style.background = colour(code, known);
       button.addEventListener("click", () => {
         if (!only.delete(code)) only.add(code);
@@ -139,7 +138,7 @@
       const lines = map.values.slice(0, LISTED).map(({ label, count: n }, code) => line(code, label, n, known));
       const rest = map.values.slice(LISTED).map(({ label, count: n }, i) => line(LISTED + i, label, n, known));
       if (rest.length) {
-        const more = make("button", { type: "button", className: "clf-map-more", textContent: `${count(rest.length)} more` });
+        const more = make("button", { type: "button", className: "clf-map-more", textContent: `${clf.number(rest.length)} more` });
         more.addEventListener("click", () => more.parentNode.replaceWith(...rest));
         lines.push(make("li", {}, more));
       }
@@ -154,7 +153,7 @@
       const rows = (map.values || []).map(({ label, count: n, example }) => {
         const way = make("a", { href: link(example), textContent: "Search from it", data: { clfGo: "" }, aria: { label: `Search from the image in the middle of ${label}` } });
         const image = make("img", { src: map.picture.replace("ID", example), alt: "", loading: "lazy" });
-        return make("tr", {}, make("th", { scope: "row", textContent: label }), make("td", { textContent: count(n) }), make("td", {}, image, way));
+        return make("tr", {}, make("th", { scope: "row", textContent: label }), make("td", { textContent: clf.number(n) }), make("td", {}, image, way));
       });
       head.textContent = map.field === "@folder" ? "Folder" : map.field || "";
       $("list").hidden = !rows.length;
@@ -162,12 +161,12 @@
     };
 
     const note = () => {
-      const parts = [map.n < map.images ? `An even sample of ${count(map.n)} of ${plural(map.images)}` : plural(map.n)];
+      const parts = [map.n < map.images ? `An even sample of ${clf.number(map.n)} of ${clf.images(map.images)}` : clf.images(map.n)];
       const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
       if (map.explained && map.n < 3) parts.push("too few for the axes to mean anything");
       else if (map.explained) parts.push(`the axes hold ${percent(map.explained[0])} and ${percent(map.explained[1])} of the variance`);
       else parts.push("UMAP keeps neighbours together; distances between far groups mean little");
-      if (map.shown) parts.push(`the search's filter lets ${count(map.shown.reduce((sum, on) => sum + on, 0))} through`);
+      if (map.shown) parts.push(`the search's filter lets ${clf.number(map.shown.reduce((sum, on) => sum + on, 0))} through`);
       if (map.stale) parts.push("the gallery has changed since this was drawn");
       $("note").textContent = `${parts.join(" · ")}.`;
       $("again").hidden = !map.stale;
@@ -184,7 +183,8 @@
     const question = () => {
       const kind = section.querySelector("[name=clf-map-kind]:checked").value;
       const { where } = clf.read(location.search);
-      const query = new URLSearchParams({ kind, gallery: $("gallery").value, colour: $("colour").value });
+      const query = new URLSearchParams({ kind, gallery: $("gallery").value });
+      if (chosen !== null) query.set("colour", chosen);
       if (where !== null) query.set("where", typeof where === "string" ? where : JSON.stringify(where));
       return query;
     };
@@ -245,6 +245,8 @@
     };
 
     section.addEventListener("change", (event) => {
+      if (event.target.id === "clf-map-colour") chosen = event.target.value;
+      if (event.target.id === "clf-map-gallery") chosen = null;
       if (event.target.id === "clf-map-pictures") plot.showPictures(event.target.checked);
       else load();
     });

@@ -57,7 +57,7 @@ class _Routes:
         self._page.app.add_route("/page/map/image", self.image, methods=["GET"], include_in_schema=False)
 
     async def points(self, request: Request) -> Response:
-        """The points and their colours; 202 while they are being drawn."""
+        """The points and their colours; 202 while they are being drawn. Without ``colour``, those of the folders."""
         query = request.query_params
         where = _where(query.get("where", ""))
         with self._page.using(query.get("gallery") or None) as deployment:
@@ -69,7 +69,7 @@ class _Routes:
                 if isinstance(drawn, Drawing):
                     state = {"stage": drawn.stage, "share": drawn.share, "seconds": drawn.seconds}
                     return JsonReply({"drawing": state}, 202)
-                reply = await asyncio.to_thread(self._reply, gallery, drawn, query.get("colour") or None, where)
+                reply = await asyncio.to_thread(self._reply, gallery, drawn, query.get("colour"), where)
                 names = list(self._page.galleries)
                 shown = query.get("gallery") or names[0]
                 return JsonReply(reply | {"galleries": names, "gallery": shown, "picture": self._picture(deployment)})
@@ -103,12 +103,11 @@ class _Routes:
 
     def _reply(self, gallery: AnyGallery, drawn: Projection, field: str | None, where: Where | None) -> dict[str, Any]:
         ids = drawn.ids.tolist()
+        known = self._page.service.memory.fields(gallery)
+        fields = [name for name, facts in known.items() if facts.type in ("text", "number", "bool")]
+        if field is None and known["@folder"].distinct > 1:
+            field = "@folder"
         found = {item.id: item for item in gallery.items(ids)} if field else {}
-        fields = [
-            name
-            for name, facts in self._page.service.memory.fields(gallery).items()
-            if facts.type in ("text", "number", "bool")
-        ]
         painted = colours([value_of(found[id_], field) if id_ in found else None for id_ in ids]) if field else None
         reply: dict[str, Any] = {
             "kind": drawn.kind,
@@ -121,7 +120,7 @@ class _Routes:
             "ids": _base64(drawn.ids.astype("<f8")),  # exact below 2^53, and what JavaScript counts with
             "xy": _base64(((drawn.points + 1) * 32767.5).round().astype("<u2")),
             "fields": sorted(fields, key=lambda name: (name != "@folder", name)),
-            "field": field,
+            "field": field or None,
         }
         if painted is not None:
             reply |= {"codes": _base64(painted.codes), "other": painted.other, "missing": painted.missing}

@@ -36,6 +36,9 @@
     throw Object.assign(error, { status: reply.status, code: told.error?.code });
   };
 
+  clf.number = (n) => n.toLocaleString("en");
+  clf.images = (n) => `${clf.number(n)} ${n === 1 ? "image" : "images"}`;
+
   clf.make = (tag, options = {}, ...children) => {
     const { data = {}, aria = {}, ...rest } = options;
     const made = Object.assign(document.createElement(tag), rest);

@@ -23,7 +23,6 @@
     make("div", { className: "clf-message" }, make("h2", { textContent: title }), make("p", { textContent: text }));
 
   const active = () => clf.state.queries.findLast((query) => query.upload);
-  const number = (n) => n.toLocaleString("en");
   const shown = (query) => {
     if (query.upload) return uploads.get(query.upload);
     return asked[query.id] || { name: `image ${query.id}`, picture: "" };
@@ -240,7 +239,7 @@
     const end = performance.now();
     performance.measure("clf-result", { start, end });
     const total = end - start;
-    const among = found.among < found.images ? `${number(found.among)} that pass the filter` : number(found.among);
+    const among = found.among < found.images ? `${clf.number(found.among)} that pass the filter` : clf.number(found.among);
     const range = before ? `${before + 1} to ${before + found.shown}` : `${found.shown} nearest`;
     const folded = found.folded ? `, ${found.folded} more folded` : "";
     const text = found.shown ? `${range} of ${among}${folded}, in ${Math.round(total)} ms` : "No results";
@@ -332,11 +331,11 @@
     }
     first = known.galleries[0]?.name ?? null;
     const more = make("span", { textContent: known.name ? ` · ${known.about}` : known.about });
-    $("clf-about").replaceChildren(known.name ? `${known.name} · ${number(known.images)} images` : "", more);
+    $("clf-about").replaceChildren(known.name ? `${known.name} · ${clf.images(known.images)}` : "", more);
     $("clf-index").textContent = known.index;
     $("clf-near").textContent = known.near === null ? "" : `a cosine of ${known.near.toFixed(3)} or more`;
     const options = known.galleries.map(({ name, images, model }) =>
-      make("option", { value: name, textContent: `${name}: ${number(images)} images, ${model}` }));
+      make("option", { value: name, textContent: `${name}: ${clf.images(images)}, ${model}` }));
     $("clf-gallery").replaceChildren(...options);
     $("clf-gallery-field").hidden = options.length < 2;
     $("clf-filter").hidden = $("clf-index").hidden = !known.name;
