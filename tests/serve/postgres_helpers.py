@@ -140,10 +140,10 @@ def new_home() -> Iterator[Path]:
 
 
 @contextmanager
-def a_server(**settings: str) -> Iterator[Postgres]:
-    """Skips where PostgreSQL or psycopg is missing."""
+def a_server(package: str = "pgserver", **settings: str) -> Iterator[Postgres]:
+    """Skips where PostgreSQL or psycopg is missing. Args: package: that brings PostgreSQL with pgvector."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'clf-vision[postgres]'")
-    installed = _installed()
+    installed = _installed(package)
     with new_home() as home:
         server = Postgres(home, _enterable(installed, home) / "bin", free_port())
         command = [str(server.bin / "initdb"), "-D", str(server.data), "-U", "postgres", "-A", "trust", "-N"]
@@ -172,13 +172,13 @@ def read(url: str, model: Identity | None = None, *, write: bool = False) -> Sto
     return open_in(PostgresStore, NAME, Place.of(url), model, write=write)
 
 
-def _installed() -> Path:
-    spec = find_spec("pgserver")  # which is not imported: that makes folders
+def _installed(package: str) -> Path:
+    spec = find_spec(package)  # which is not imported: that makes folders
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("pgserver, which brings PostgreSQL, is not installed")
+        pytest.skip(f"{package}, which brings PostgreSQL, is not installed")
     found = Path(spec.submodule_search_locations[0]) / "pginstall"
     if not (found / "bin" / "postgres").exists():
-        pytest.skip("pgserver has no PostgreSQL for this system")
+        pytest.skip(f"{package} has no PostgreSQL for this system")
     return found
 
 
@@ -186,11 +186,11 @@ def _enterable(installed: Path, home: Path) -> Path:
     """The programs where the server's user may run them, which a root's own folders do not let it."""
     if os.geteuid() != 0 or all(each.stat().st_mode & stat.S_IXOTH for each in (installed / "bin").parents):
         return installed
-    packages, copied = installed.parents[1], home / "programs"
-    for name in ("pgserver.libs", f"pgserver/{installed.name}"):  # the libraries are found relative to the programs
+    packages, copied, package = installed.parents[1], home / "programs", installed.parent.name
+    for name in (f"{package}.libs", f"{package}/{installed.name}"):  # the libraries are found relative to the programs
         if (packages / name).exists():
             shutil.copytree(packages / name, copied / name, symlinks=True)
-    return copied / "pgserver" / installed.name
+    return copied / package / installed.name
 
 
 def _as_nobody() -> dict[str, Any]:

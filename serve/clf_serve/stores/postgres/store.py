@@ -144,7 +144,7 @@ class PostgresStore(VectorStore):
     def near(
         self, line: Line, known: Mapping[str, Any], vector: Vector, k: int, allowed: Ids | None = None
     ) -> list[tuple[int, float]]:
-        """Ids and scores by the index, if the planner finds it the quicker way.
+        """Ids by the index, if the planner finds it the quicker way, and the scores of their whole vectors.
 
         Args:
             known: of the index: its ``type``, and in ``ef`` the nodes of the graph that are looked at beyond the k.
@@ -154,9 +154,8 @@ class PostgresStore(VectorStore):
         if known["type"] == "halfvec":
             column, query = f"vector::halfvec({self.dim})", f"%s::vector::halfvec({self.dim})"
         among = "" if allowed is None else "WHERE id = ANY(%s)"
-        text = (
-            f"SELECT id, 0.0 - ({column} <#> {query}) FROM vectors {among} ORDER BY {column} <#> {query} LIMIT {int(k)}"
-        )
+        score = "0.0 - (vector <#> %s::vector)"  # half a vector's could not be compared with those of exact searches
+        text = f"SELECT id, {score} FROM vectors {among} ORDER BY {column} <#> {query} LIMIT {int(k)}"
         _set_effort(line, min(DEEPEST, int(known["ef"]) + k), iterative=allowed is not None)
         bound = Float4s(vector)
         values = [bound, bound] if allowed is None else [bound, Int8s(allowed), bound]
