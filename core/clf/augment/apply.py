@@ -93,7 +93,9 @@ class Augment:
             # a CPU gains more from blurring only the images that are drawn to be than from one graph
             recipe = replace(self.recipe, blur=0.0, solarize=0.0) if on_cpu else self.recipe
             self._graph = _compiled(recipe, images.shape, dtype, images.device)
-        x = self._graph(images, self._table(images, draws, dtype))
+        parameters = self._table(images, draws, dtype)
+        raw = images.to(dtype) if on_cpu else images  # compiled code for a CPU would load single bytes
+        x = self._graph(raw, parameters)
         if on_cpu:
             blur_and_solarize_(x, draws)
         return x
@@ -147,5 +149,14 @@ def _compiled(recipe: Recipe, shape: torch.Size, dtype: torch.dtype, device: tor
         return in_one_graph(images, parameters, recipe)
 
     own = FunctionType(graph.__code__.replace(), graph.__globals__, closure=graph.__closure__)
-    compiled: _Graph = torch.compile(own, fullgraph=True, dynamic=False)
+    compiled: _Graph = torch.compile(own, fullgraph=True, dynamic=False, options=_options())
     return compiled
+
+
+def _options() -> dict[str, str | int | bool | Callable[..., object]]:
+    """Of the compiler: products and sums in one instruction; no check of indices, which are clamped to the image."""
+    from torch._inductor.config import cpp  # not at import: it takes long
+
+    contract = "cpp.enable_floating_point_contract_flag"
+    takes_a_word = isinstance(cpp.enable_floating_point_contract_flag, str)  # older releases take yes or no
+    return {"assert_indirect_indexing": False, contract: "fast" if takes_a_word else True}

@@ -3,9 +3,9 @@
 What an image does not draw has parameters that change nothing. No value leaves the device, no shape depends on a draw,
 and all parameters arrive in one table, so the graph is compiled once and has few kernels.
 
-The jitter's four operations in any order are two stages with the contrast between them, for contrast alone needs the
-whole image; a stage is blend, blend, hue, blend, blend, and brightness and saturation each take the blend that their
-place in the order asks for.
+The jitter's four operations in any order are two stages with the hue between them, for it is the dearest; a stage is
+blend, blend, contrast, blend, blend, and brightness, saturation and contrast each take what their place in the order
+asks for.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from clf.augment.colour import luma, solarize, turn_hue
 from clf.augment.recipe import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws, Recipe, crop_boxes
 from clf.augment.resample import Taps, as_matrix, crop_taps, gaussian
 
-_BLENDS = 8  # two stages, before and after the hue, two each
-_TABLE = [4, 1, _BLENDS, _BLENDS, 2, 2, 1, 1, 1, 1, 1]
+_BLENDS = 8  # two stages, before and after the contrast, two each
+_TABLE = [4, 1, _BLENDS, _BLENDS, 1, 1, 2, 1, 1, 1, 1]
 """Columns: box, flip, scale, share, turns, turning, contrast, grayscale, sigma, blur, solarize."""
 
 Planes = list[Tensor]
 
 
 def table(draws: Draws, recipe: Recipe, channels: int, height: int, width: int) -> Tensor:
-    """(N, 30) float64 on the CPU: all parameters of the graph."""
+    """(N, 29) float64 on the CPU: all parameters of the graph."""
     n = len(draws)
     active = torch.tensor(recipe.jitters(channels))
     drawn = active & draws.jitter[:, None]  # (N, 4), by operation
     place = draws.order.argsort(dim=1)  # (N, 4): the round of each operation
-    late = (place > place[:, CONTRAST, None]).long()  # which stage
-    after = (place > place[:, HUE, None]).long()
+    late = (place > place[:, HUE, None]).long()  # which stage
+    after = (place > place[:, CONTRAST, None]).long()
     second = torch.stack([place[:, BRIGHTNESS] > place[:, SATURATION], place[:, BRIGHTNESS] < place[:, SATURATION]], 1)
     pair = [BRIGHTNESS, SATURATION]
     blend = 4 * late[:, pair] + 2 * after[:, pair] + second  # (N, 2)
     factor = torch.where(drawn, draws.factors, 1)
     scale = factor.new_ones(n, _BLENDS).scatter_(1, blend, factor[:, pair])
     share = factor.new_zeros(n, _BLENDS).scatter_(1, blend[:, 1:], 1 - factor[:, SATURATION, None])
-    stage = torch.stack([1 - late[:, HUE], late[:, HUE]], 1)  # (N, 2), one-hot
+    contrast = factor.new_ones(n, 2).scatter_(1, late[:, CONTRAST, None], factor[:, CONTRAST, None])
     return torch.cat(
         [
             crop_boxes(draws, height, width, recipe.crop_ratio),
             draws.flip[:, None],
             scale,
             share,
-            stage * draws.factors[:, HUE, None],
-            stage * drawn[:, HUE, None],
-            factor[:, CONTRAST, None],
+            draws.factors[:, HUE, None],
+            drawn[:, HUE, None],
+            contrast,
             draws.grayscale[:, None],
             draws.sigma[:, None],
             draws.blur[:, None],
@@ -61,7 +61,15 @@ def table(draws: Draws, recipe: Recipe, channels: int, height: int, width: int) 
 
 
 def in_one_graph(images: Tensor, parameters: Tensor, recipe: Recipe) -> Tensor:
-    """(N, C, H, W) uint8 and the table, in the dtype of the work and on the same device -> (N, C, S, S) in [0, 1]."""
+    """The views of a batch.
+
+    Args:
+        images: (N, C, H, W) with values from 0 to 255 of any dtype.
+        parameters: the table, in the dtype of the work and on the same device.
+
+    Returns:
+        (N, C, S, S) in [0, 1].
+    """
     n, c, height, width = images.shape
     size = recipe.size
     box, flip, scale, share, turns, turning, contrast, grayscale, sigma, blur, inverted = torch.split(
@@ -73,12 +81,10 @@ def in_one_graph(images: Tensor, parameters: Tensor, recipe: Recipe) -> Tensor:
     active = recipe.jitters(c)
     for stage in (0, 1):
         blends = slice(4 * stage, 4 * stage + 4)
-        turn = slice(stage, stage + 1)
-        planes = _stage(planes, scale[:, blends], share[:, blends], turns[:, turn], turning[:, turn], active)
-        if active[CONTRAST] and stage == 0:
-            grey = luma(planes) if c == 3 else planes[0]
-            shift = grey.mean(1, keepdim=True) * (1 - contrast)
-            planes = [_clamp(p * contrast + shift) for p in planes]
+        planes = _stage(planes, scale[:, blends], share[:, blends], contrast[:, stage, None], active)
+        if active[HUE] and stage == 0:
+            turned = turn_hue(planes, turns)
+            planes = [torch.where(turning > 0, new, old) for new, old in zip(turned, planes, strict=True)]
     if c == 3 and recipe.grayscale:
         grey = luma(planes)
         planes = [torch.where(grayscale > 0, grey, p) for p in planes]
@@ -88,15 +94,14 @@ def in_one_graph(images: Tensor, parameters: Tensor, recipe: Recipe) -> Tensor:
     return torch.where(inverted[:, :, None, None] > 0, solarize(x), x) if recipe.solarize else x
 
 
-def _stage(
-    planes: Planes, scale: Tensor, share: Tensor, turns: Tensor, turning: Tensor, active: tuple[bool, ...]
-) -> Planes:
-    """scale and share (N, 4), turns and turning (N, 1)."""
+def _stage(planes: Planes, scale: Tensor, share: Tensor, contrast: Tensor, active: tuple[bool, ...]) -> Planes:
+    """scale and share (N, 4), contrast (N, 1)."""
     blending = active[BRIGHTNESS] or active[SATURATION]
     for i in range(4):
-        if i == 2 and active[HUE]:
-            turned = turn_hue(planes, turns)
-            planes = [torch.where(turning > 0, new, old) for new, old in zip(turned, planes, strict=True)]
+        if i == 2 and active[CONTRAST]:
+            grey = luma(planes) if len(planes) == 3 else planes[0]
+            shift = grey.mean(1, keepdim=True) * (1 - contrast)
+            planes = [_clamp(p * contrast + shift) for p in planes]
         if blending:
             planes = _blend(planes, scale[:, i, None], share[:, i, None])
     return planes
@@ -111,8 +116,8 @@ def _blend(planes: Planes, scale: Tensor, share: Tensor) -> Planes:
 
 
 def _clamp(x: Tensor) -> Tensor:
-    """To [0, 1]. On a CPU, relu is compiled to one instruction and clamp's lower bound to three: 13 % of all colour."""
-    return x.relu().clamp(max=1)
+    """To [0, 1]. On a CPU, relu and the comparison are compiled to three instructions, clamp to six."""
+    return torch.where(x < 1, x.relu(), 1)
 
 
 def _rows(x: Tensor, taps: Taps) -> Tensor:
