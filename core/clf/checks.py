@@ -1,5 +1,5 @@
-"""Checks of a conformance suite and how they went. Shared by the suites of plugins, of vector stores and of engines for
-bulk embedding; needs no torch.
+"""Checks of a conformance suite, how they are run and how they went. Shared by the suites of plugins, of vector stores
+and of engines for bulk embedding; needs no torch.
 
 A module of checks is imported where tests are collected and where ``--help`` is printed, so it imports what is heavy
 inside its functions; :func:`at` names a function of a module that imports it at the top.
@@ -7,13 +7,18 @@ inside its functions; :func:`at` names a function of a module that imports it at
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from clf.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import pytest
 
 S = TypeVar("S")
 CheckState: TypeAlias = Literal["passed", "failed", "skipped", "not run"]
@@ -68,6 +73,24 @@ class Outcome:
         return found
 
 
+@dataclass(frozen=True)
+class Conformance:
+    """How the checks of a subject went."""
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+
+    @property
+    def conforms(self) -> bool:
+        """Whether none failed. A skipped one says nothing."""
+        return not not_conforming(self.outcomes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        checks = [outcome.as_dict() for outcome in self.outcomes]
+        return {"conforms": self.conforms, "seconds": round(self.seconds, 3), "checks": checks}
+
+
 class Examination:
     """The checks of one subject, each run at most once, after those that it needs.
 
@@ -108,6 +131,73 @@ class Examination:
         started = time.monotonic()
         state, text = self._judge(check)
         return Outcome(check, state, text, time.monotonic() - started)
+
+
+def judged(check: Check[S], subject: S, reason_of: Callable[[BaseException], str]) -> tuple[CheckState, str]:
+    """What comes of a check. Whatever the subject raises is a failure, told by ``reason_of``; Ctrl-C ends the suite."""
+    try:
+        return "passed", check.run(subject) or ""
+    except Skipped as reason:
+        return "skipped", str(reason)
+    except Failed as reason:
+        return "failed", str(reason)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return "failed", reason_of(error)
+
+
+def run_all(
+    name: str,
+    checks: Sequence[Check[Any]],
+    begin: Callable[[Path], Examination],
+    only: Sequence[str] = (),
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+) -> tuple[tuple[Outcome, ...], float]:
+    """Runs checks in their order; one whose needs have failed is not run. The outcomes, and the seconds it took.
+
+    Args:
+        name: of the kind of subject, for a folder of that name.
+        begin: makes the examination, in that folder, which is empty and removed afterwards.
+        only: names of checks; those that they need are run too.
+        on_outcome: called after each.
+
+    Raises:
+        ConfigError: there is no check of that name.
+    """
+    wanted = with_needs(only or [check.name for check in checks], checks)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"clf-{name}-", ignore_cleanup_errors=True) as folder:
+        examination = begin(Path(folder))
+        for check in checks:
+            if check.name in wanted:
+                on_outcome(examination.outcome(check.name))
+    return examination.outcomes, time.monotonic() - start
+
+
+def as_test(name: str, checks: Sequence[Check[S]], begin: Callable[[Path], Examination]) -> Callable[..., None]:
+    """A test function for pytest, one case for each check; one whose needs have failed is skipped.
+
+    Args:
+        name: of the kind of subject, for a folder of that name.
+        begin: makes the examination, in that folder, which is empty; not called while tests are collected.
+    """
+    import pytest
+
+    examinations: list[Examination] = []
+
+    @pytest.mark.parametrize("check", checks, ids=[check.name.replace(" ", "_") for check in checks])
+    def test_conformance(check: Check[S], tmp_path_factory: pytest.TempPathFactory) -> None:
+        __tracebackhide__ = True
+        if not examinations:
+            examinations.append(begin(tmp_path_factory.mktemp(name)))
+        outcome = examinations[0].outcome(check.name)
+        if outcome.state in ("skipped", "not run"):
+            pytest.skip(outcome.text)
+        if outcome.state == "failed":
+            pytest.fail(f"{check.name}: {outcome.explain()}", pytrace=False)
+
+    return test_conformance
 
 
 def at(place: str) -> Callable[[Any], str | None]:

@@ -1,10 +1,14 @@
-"""Tars, and outputs of bulk embedding."""
+"""Tars, folders on the web, and outputs of bulk embedding."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,31 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarf
             info.size, info.mtime = len(data), 1_700_000_000
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+@contextmanager
+def on_the_web(folder: Path, statuses: Mapping[str, int]) -> Iterator[str]:
+    """The address of a folder's files and lists. Args: statuses: of paths that are refused; may change meanwhile."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            if status := statuses.get(self.path):
+                self.send_error(status)
+            else:
+                super().do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
 
 
 def planned(model: Path, source: object, out: object, *, restart: bool = False, **settings: Any) -> Bulk:

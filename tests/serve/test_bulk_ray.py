@@ -69,6 +69,22 @@ def test_it_passes_the_suite_for_engines() -> None:
     assert found["conforms"] and found["open"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it has no /tmp that all share")
+def test_what_a_killed_command_has_left_is_removed_by_the_next() -> None:
+    program = "from clf_serve.bulk import rays\nwith rays.started():\n    print('started', flush=True)\n    input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "started\n"
+        child.kill()
+    owned = [file for file in Path("/tmp").glob("clf-*/owner") if file.read_text().endswith(f" {child.pid}")]
+    assert len(owned) == 1 and (owned[0].parent / "r").is_dir()
+
+    done = subprocess.run([sys.executable, "-c", program], input="\n", capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+    assert not owned[0].parent.exists()
+
+
 def test_what_it_cannot_do_is_said(model: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.png", encoded(picture(1)))])
     words = ["embed", str(model), str(tmp_path / "a.tar"), "-o", "memory://x", "--engine", "ray"]

@@ -6,15 +6,12 @@ import gzip
 import io
 import os
 import tarfile
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
-from bulk_helpers import write_tar
+from bulk_helpers import on_the_web, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 from serve_helpers import write_pictures
@@ -233,17 +230,8 @@ def test_a_folder_in_memory_is_listed_in_the_order_of_a_local_one(tmp_path: Path
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+    with on_the_web(tmp_path, {}) as address:
+        yield address
 
 
 def test_a_tar_behind_a_web_address_and_its_secret(web: str, tmp_path: Path) -> None:

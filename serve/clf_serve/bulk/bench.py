@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from clf_serve.bulk.plan import LISTING, PLAN, Settings, Shard
 from clf_serve.bulk.running import Bulk, prepare
 from clf_serve.bulk.sources import find_source
 from clf_serve.bulk.worker import ShardReport, Work
+from clf_serve.processes import runs
 
 SIZE, DIM = 8, 12
 SHARDS, SHARD, BATCH = 6, 4, 2
@@ -126,9 +129,7 @@ class Bench:
         source = find_source([str(self.source)])
         return prepare(source, str(self.folder / name), settings, OpenBench(str(notes), fault))
 
-    def run(
-        self, bulk: Bulk, shards: Sequence[Shard] | None = None, most: int | None = None, *, quietly: bool = True
-    ) -> Ran:
+    def run(self, bulk: Bulk, shards: Sequence[Shard] | None = None, most: int | None = None) -> Ran:
         """Runs the engine on what is left, or on some shards; closed after ``most`` reports. Raises what it raises."""
         ran = Ran(bulk)
         engine = self.engine(self.options)
@@ -202,7 +203,7 @@ class Bench:
         """Raises Failed unless all processes that worked for an output have ended, but this one."""
         end = time.monotonic() + PATIENCE
         others = set(self.opened(name)) - {os.getpid()}
-        while alive := [pid for pid in others if _runs(pid)]:
+        while alive := [pid for pid in others if runs(pid)]:
             if time.monotonic() > end:
                 raise Failed(f"process {alive[0]} still runs {PATIENCE:g} s after run was closed")
             time.sleep(0.1)
@@ -221,17 +222,6 @@ def work_of(bulk: Bulk, fault: str) -> Work:
     return replace(bulk.work, encoder=replace(bulk.work.encoder, fault=fault))
 
 
-def _runs(pid: int) -> bool:
-    with suppress(OSError):
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":  # ended, not yet fetched
-            return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
 def _closable(reports: Any) -> Any:
     """Raises Failed: it is no generator, so that nobody could end it early."""
     if not callable(getattr(reports, "close", None)):
@@ -242,9 +232,6 @@ def _closable(reports: Any) -> Any:
 @contextmanager
 def _standard_output() -> Iterator[Callable[[], str]]:
     """What is written to the standard output of the process within; asked for afterwards."""
-    import sys
-    import tempfile
-
     sys.stdout.flush()
     kept = os.dup(1)
     with tempfile.TemporaryFile() as file:

@@ -7,14 +7,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
-from importlib import import_module
 from pathlib import Path
 
 from clf.checks import Check, Failed, Skipped
 from clf.errors import ClfError, ModelError
 from clf_serve.bulk.bench import TROUBLE, Bench, work_of
 from clf_serve.bulk.engine import BulkEngine, Options
+from clf_serve.elsewhere import another_process, class_at, place_of
 
 _PATIENCE = 180.0  # seconds that the other process may take for its first report, and for its end
 _PROGRAM = "import sys; from clf_serve.bulk.check_failures import drive; drive(*sys.argv[1:])"
@@ -84,35 +83,18 @@ def _killed(bench: Bench) -> str:
 
 def _stopped(bench: Bench, name: str, number: int) -> str:
     """Another process runs the engine and gets a signal after its first report; then this one goes on."""
-    kind = bench.engine
-    place = f"{kind.__module__}:{kind.__qualname__}"
-    if kind.__module__ == "__main__" or "<locals>" in place:
-        raise Skipped(f"another process cannot import {place}; define the class in a module")
+    place = place_of(bench.engine)
     bulk = bench.bulk(name, "slow")
     job = bench.folder / f"{name}.pickle"
     job.write_bytes(pickle.dumps((bulk.work, bulk.left, bench.options)))
-    path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, place, str(job)],
-        stdout=pipe,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    ) as child:
+    with another_process(_PROGRAM, place, str(job), patience=_PATIENCE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
-        watch = threading.Timer(_PATIENCE, child.kill)
-        watch.start()
+        line = child.stdout.readline()
+        child.send_signal(number)
         try:
-            line = child.stdout.readline()
-            child.send_signal(number)
-            try:
-                child.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                raise Failed(f"signal {number} did not end it in {_PATIENCE:g} s") from None
-        finally:
-            watch.cancel()
-            child.kill()
+            child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"signal {number} did not end it in {_PATIENCE:g} s") from None
     if not line.strip().isdecimal():
         raise Failed(f"another process ran it and gave no report: {line.strip()[:200] or 'no word'}")
     bench.same(name, f"after signal {number}", whole=False)
@@ -126,11 +108,7 @@ def _stopped(bench: Bench, name: str, number: int) -> str:
 
 def drive(place: str, job: str) -> None:
     """In the process that gets a signal: runs the engine and prints the number of each shard that is reported."""
-    module, _, name = place.partition(":")
-    found = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    kind: type[BulkEngine] = found  # type: ignore[assignment]
+    kind: type[BulkEngine] = class_at(place)
     options: Options
     work, shards, options = pickle.loads(Path(job).read_bytes())
     try:

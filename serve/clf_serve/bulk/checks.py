@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clf.checks import Check, CheckState, Examination, Failed, Outcome, Skipped, in_order, not_conforming, with_needs
+from clf import checks
+from clf.checks import Check, Examination, Outcome, as_test, in_order, judged, run_all
 from clf_serve.bulk import check_failures, check_runs
 from clf_serve.bulk.bench import Bench
 from clf_serve.bulk.engine import BulkEngine, Options, load_engine
-from clf_serve.stores.installed import reason_of
+from clf_serve.installed import reason_of
 
 __all__ = ["CHECKS", "Check", "Conformance", "Outcome", "conformance", "run_checks"]
 
@@ -21,22 +20,14 @@ CHECKS: tuple[Check[Bench], ...] = in_order((*check_runs.CHECKS, *check_failures
 
 
 @dataclass(frozen=True)
-class Conformance:
+class Conformance(checks.Conformance):
     """How all checks of an engine went."""
 
     engine: str
-    outcomes: tuple[Outcome, ...]
-    seconds: float
-
-    @property
-    def conforms(self) -> bool:
-        """Whether none failed. A skipped one says nothing."""
-        return not not_conforming(self.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        checks = [outcome.as_dict() for outcome in self.outcomes]
-        return {"engine": self.engine, "conforms": self.conforms, "seconds": round(self.seconds, 3), "checks": checks}
+        return {"engine": self.engine, **super().as_dict()}
 
 
 def run_checks(
@@ -58,15 +49,11 @@ def run_checks(
         PluginError: the engine is not installed or broken.
         ConfigError: there is no check of that name.
     """
-    wanted = with_needs(only, CHECKS) if only else {check.name for check in CHECKS}
     kind, name = _found(engine)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="clf-engine-", ignore_cleanup_errors=True) as folder:
-        examination = _examine(kind, name, Path(folder), options)
-        for check in CHECKS:
-            if check.name in wanted:
-                on_outcome(examination.outcome(check.name))
-    return Conformance(name, examination.outcomes, time.monotonic() - start)
+    outcomes, seconds = run_all(
+        "engine", CHECKS, lambda folder: _examine(kind, name, folder, options), only, on_outcome
+    )
+    return Conformance(outcomes, seconds, name)
 
 
 def conformance(engine: str | type[BulkEngine], options: Options | None = None) -> Callable[..., None]:
@@ -82,22 +69,7 @@ def conformance(engine: str | type[BulkEngine], options: Options | None = None) 
         engine: the name of an installed engine, or its class.
         options: that it is made with.
     """
-    import pytest
-
-    examinations: list[Examination] = []
-
-    @pytest.mark.parametrize("check", CHECKS, ids=[check.name.replace(" ", "_") for check in CHECKS])
-    def test_conformance(check: Check[Bench], tmp_path_factory: pytest.TempPathFactory) -> None:
-        __tracebackhide__ = True
-        if not examinations:  # not while tests are collected
-            examinations.append(_examine(*_found(engine), tmp_path_factory.mktemp("engine"), options))
-        outcome = examinations[0].outcome(check.name)
-        if outcome.state in ("skipped", "not run"):
-            pytest.skip(outcome.text)
-        if outcome.state == "failed":
-            pytest.fail(f"{check.name}: {outcome.explain()}", pytrace=False)
-
-    return test_conformance
+    return as_test("engine", CHECKS, lambda folder: _examine(*_found(engine), folder, options))
 
 
 def _found(engine: str | type[BulkEngine]) -> tuple[type[BulkEngine], str]:
@@ -109,17 +81,4 @@ def _found(engine: str | type[BulkEngine]) -> tuple[type[BulkEngine], str]:
 def _examine(kind: type[BulkEngine], name: str, folder: Path, options: Options | None) -> Examination:
     """Args: folder: empty."""
     bench = Bench(kind, name, folder, options or Options())
-
-    def judge(check: Check[Any]) -> tuple[CheckState, str]:
-        try:
-            return "passed", check.run(bench) or ""
-        except Skipped as reason:
-            return "skipped", str(reason)
-        except Failed as reason:
-            return "failed", str(reason)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # of the engine
-            return "failed", reason_of(error)
-
-    return Examination(CHECKS, judge)
+    return Examination(CHECKS, lambda check: judged(check, bench, reason_of))

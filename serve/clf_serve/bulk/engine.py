@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 
-from clf import extras
 from clf.catalogue import PluginInfo, list_entries, the_usable
 from clf.errors import ConfigError, PluginError, did_you_mean
 from clf_serve.bulk.plan import Shard
 from clf_serve.bulk.worker import ShardReport, Work
-from clf_serve.stores.installed import quiet, reason_of
+from clf_serve.installed import load_class, quiet, reason_of
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {"local": "clf_serve.bulk.local:LocalEngine", "ray": "clf_serve.bulk.rays:RayEngine"}
@@ -85,7 +83,8 @@ def load_engine(name: str) -> type[BulkEngine]:
     if not named:
         known = sorted({*BUILT_IN, *(row.name for row in rows if row.state == "available")})
         raise PluginError(f"there is no engine {name!r}.{did_you_mean(name, known)} Installed: {', '.join(known)}")
-    return _load(the_usable(named))
+    found: type[BulkEngine] = load_class(the_usable(named), BulkEngine)
+    return found
 
 
 def make_engine(kind: type[BulkEngine], name: str, options: Options) -> BulkEngine:
@@ -97,30 +96,3 @@ def make_engine(kind: type[BulkEngine], name: str, options: Options) -> BulkEngi
         raise
     except Exception as error:
         raise PluginError(f"engine {name!r} cannot be made: {reason_of(error)}") from error
-
-
-def _load(info: PluginInfo) -> type[BulkEngine]:
-    assert info.offer is not None
-    try:
-        with quiet():
-            found = info.offer.load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a SystemExit of theirs is no end of ours
-        if isinstance(error, ImportError) and (missing := extras.explain(error, str(info))):
-            raise missing from error
-        module = info.value.partition(":")[0]
-        raise PluginError(
-            f"{info} is broken, stage import: {reason_of(error).rstrip('.')}. For the traceback: "
-            f"python -c 'import {module}'; reinstalling {info.distribution} may mend it."
-        ) from error
-    if not inspect.isclass(found) or not issubclass(found, BulkEngine):
-        reason = f"{info.value} is no subclass of clf_serve.bulk.BulkEngine"
-    elif inspect.isabstract(found):
-        reason = f"{found.__name__} does not define {', '.join(sorted(found.__abstractmethods__))}"
-    else:
-        return found
-    raise PluginError(
-        f"{info} is broken, stage class: {reason}. Tell the authors of {info.distribution}, or install another version "
-        "of it."
-    )

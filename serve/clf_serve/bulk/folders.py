@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 from clf.errors import DataError, MissingExtraError, in_one_line, missing_extra
 from clf_serve.place import Place
+from clf_serve.processes import runs
+from clf_serve.transfer.whole import sync
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*://")
 _ENDING = ".partial"
@@ -137,7 +139,7 @@ class LocalFolder(Folder):
             for entry in self.path.iterdir():
                 if entry.name.endswith(_ENDING) and entry.name.startswith("."):
                     host, pid = entry.name.split("~")[-3:-1] if entry.name.count("~") >= 3 else ("", "")
-                    if host == here and pid.isdecimal() and not _runs(int(pid)):
+                    if host == here and pid.isdecimal() and not runs(int(pid)):
                         entry.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
@@ -173,7 +175,7 @@ class LocalFolder(Folder):
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self.path / name)
-            _sync(self.path)
+            sync(self.path)
         except OSError as error:
             reason = error.strerror or in_one_line(error)
             raise DataError(f"{self.path / name} cannot be written: {reason}; make room, or see to the disk") from error
@@ -272,25 +274,3 @@ class RemoteFolder(Folder):
 
 def _here() -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:60] or "host"
-
-
-def _runs(pid: int) -> bool:
-    if os.name == "nt":  # where signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # which cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

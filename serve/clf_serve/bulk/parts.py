@@ -20,7 +20,6 @@ from clf_serve.backends.base import Vectors
 from clf_serve.bulk.folders import Folder
 from clf_serve.bulk.plan import Plan, Shard
 
-FORMS = ("parquet", "npy")
 COLUMNS = ("key", "uri", "width", "height", "size", "mtime_ns", "sha256")
 """Facts of an image, named as in the files of ``clf gallery export``; ``vector`` comes last."""
 _TEXTS = ("key", "uri", "sha256")

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import pickle
-import secrets
-import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from clf.errors import ClfError, ConfigError, PluginError, in_one_line, missing_extra
+from clf.errors import ConfigError, PluginError, in_one_line, missing_extra
+from clf_serve import ray_start
 from clf_serve.bulk.encoder import OpenModel
 from clf_serve.bulk.engine import BulkEngine
 from clf_serve.bulk.plan import Shard
@@ -32,7 +28,7 @@ _STORE = 128 * 2**20  # bytes of shared memory; images do not travel through Ray
 _MOST_BLOCKS = 2000
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # which its core announces in a line of its own; see _hushed
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # which its core announces in a line of its own; nobody hears it
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -126,7 +122,7 @@ def _rows(work: Work, shards: Sequence[Shard], share: Share) -> Generator[bytes,
         compute=data.ActorPoolStrategy(size=share.workers),
         **resources,
     )
-    with _explained("Ray Data failed"), closing(iter(mapped.iter_rows())) as rows:
+    with ray_start.explained("Ray Data failed", PluginError), closing(iter(mapped.iter_rows())) as rows:
         for row in rows:
             yield bytes(row["report"])
 
@@ -164,52 +160,16 @@ def _with_provider(work: Work, share: Share) -> Work:
 @contextmanager
 def started() -> Iterator[Any]:
     """Ray on this machine, which ends with the block and leaves nothing behind. It listens on 127.0.0.1 and asks for a
-    secret of its own. Ray reads its settings from the environment when it is imported."""
+    secret of its own."""
     if _running():
         yield importlib.import_module("ray")
         return
-    folder = tempfile.mkdtemp(prefix="clf-", dir="/tmp" if os.path.isdir("/tmp") else None)  # noqa: PTH112 - short
-    own = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _secret(),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system it says: this machine only, on 127.0.0.1
-    }
-    with _environment(own):
-        try:
-            ray = _quiet_ray()
-            with _explained("Ray could not be started"), _hushed():
-                _start(ray, os.path.join(folder, "r"))  # noqa: PTH118
-            try:
-                yield ray
-            finally:
-                ray.shutdown()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(ray: Any, folder: str, tries: int = 3) -> None:
-    """Ray gives itself 30 s to start, which a busy machine may exceed once."""
-    try:
-        ray.init(
-            address="local",
-            num_cpus=usable_cores(),
-            object_store_memory=_STORE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _temp_dir=folder,
-        )
-    except Exception as error:
-        ray.shutdown()
-        if tries == 1 or "timed out during startup" not in str(error):
-            raise
-        _start(ray, folder, tries - 1)
-
-
-@cache
-def _secret() -> str:
-    """One for the whole process: Ray's core reads it only once."""
-    return secrets.token_hex(32)
+    with (
+        ray_start.own_folder() as folder,
+        ray_start.environment(_settings() | ray_start.own_settings(folder)),
+        ray_start.started(PluginError, "ray.data", folder, num_cpus=usable_cores(), object_store_memory=_STORE) as ray,
+    ):
+        yield ray
 
 
 @contextmanager
@@ -218,69 +178,13 @@ def joined(address: str) -> Iterator[Any]:
     if _running():  # whoever started it ends it
         yield importlib.import_module("ray")
         return
-    with _environment({}):
-        ray = _quiet_ray()
-        with _explained(f"the Ray cluster {address} cannot be joined"), _hushed():
-            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    with ray_start.environment(_settings()), ray_start.joined(PluginError, "ray.data", address) as ray:
+        yield ray
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """What Ray's core writes to standard error, past Python, goes nowhere. What it raises comes through."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextmanager
-def _environment(own: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in before} | own)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+def _settings() -> dict[str, str]:
+    return {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
 
 
 def _running() -> bool:
     return "ray" in sys.modules and bool(importlib.import_module("ray").is_initialized())
-
-
-def _quiet_ray() -> Any:
-    """The module; what it logs goes to the folder of the session."""
-    ray = importlib.import_module("ray")
-    importlib.import_module("ray.data")
-    for name in ("ray", "ray.data", "ray._private"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL)
-        logger.propagate = False
-    worker: Any = importlib.import_module("ray._private.worker")
-    if hasattr(worker, "print_to_stdstream"):  # Ray prints what happens to its processes whatever one asks for
-        worker.print_to_stdstream = lambda *_, **__: None
-    return ray
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Raises PluginError with the cause in a sentence, for whatever Ray raises."""
-    try:
-        yield
-    except ClfError:
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = f": {lines[-1][:300]}" if lines else ""  # the last of what may be pages
-        raise PluginError(f"{what}: {type(error).__name__}{cause}") from error

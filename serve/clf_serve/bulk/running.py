@@ -18,7 +18,7 @@ from clf_serve.bulk.parts import About, Unused, done, part_name, read_skipped
 from clf_serve.bulk.plan import REPORT, Plan, Settings, Shard, settle
 from clf_serve.bulk.sources import Source
 from clf_serve.bulk.worker import ShardReport, Work
-from clf_serve.stores.installed import reason_of
+from clf_serve.installed import reason_of
 
 _READERS = 16
 SHOWN = 100

@@ -28,6 +28,7 @@ from clf_serve.place import Place
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _GLOB = re.compile(r"[*?\[]")
 _MOST_TARS = 1_000_000
+_PASSING = (401, 407, 408, 425, 429)  # HTTP statuses that ask for credentials, or for patience
 
 
 class Listed(NamedTuple):
@@ -64,12 +65,16 @@ class Source(ABC):
         """Raises DataError: it cannot be seen from this machine."""
 
 
+class RefusedError(ImageError):
+    """This image is kept from whoever asks now, and would be if he asked again."""
+
+
 class Images(Source):
     """Files of which each is an image."""
 
     @abstractmethod
     def read(self, file: Listed) -> bytes:
-        """An image. Raises ImageError: it cannot be used; DataError: nor can any other."""
+        """An image. Raises ImageError: it cannot be used; RefusedError: not by us; DataError: nor can any other."""
 
 
 def find_source(named: Sequence[str]) -> Source:
@@ -220,10 +225,10 @@ class RemoteImages(Images):
             data: bytes = self._fs.cat_file(f"{self._path}/{file.key}")
         except FileNotFoundError:
             raise ImageError(f"{uri} does not exist") from None
-        except PermissionError as error:
-            raise ImageError(f"{uri} cannot be read: {self._place.hide(in_one_line(error))}") from error
-        except Exception as error:  # a network that is down says nothing of the image
-            with told(uri, self._place.hide, "read"):
+        except Exception as error:
+            if _is_refusal(error):
+                raise RefusedError(f"{uri} cannot be read: {self._place.hide(in_one_line(error))}") from error
+            with told(uri, self._place.hide, "read"):  # a network that is down says nothing of the image
                 raise error
         if file.size not in (-1, len(data)):
             raise ImageError(f"{uri} has changed since it was listed")
@@ -349,6 +354,13 @@ def _version(info: dict[str, Any]) -> tuple[int, int]:
         if isinstance(moment, (int, float)):
             return size, int(moment * 1e6) * 1000
     return size, 0
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again for this file would not help. The libraries' exceptions share no base class."""
+    status = getattr(error, "status", None) or getattr(error, "status_code", None)
+    lasts = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+    return lasts or isinstance(error, PermissionError)
 
 
 def any_tars(source: Source) -> bool:

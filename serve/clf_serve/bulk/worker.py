@@ -20,7 +20,7 @@ from clf_serve.bulk.folders import Folder
 from clf_serve.bulk.parts import About, Row, Unused, done, write_part
 from clf_serve.bulk.pipeline import Bad, Begin, Content, Decoded, End, Image, Known, Step, decoded
 from clf_serve.bulk.plan import PLAN, Plan, Shard, read_listing
-from clf_serve.bulk.sources import Images, Listed, Source, Tars
+from clf_serve.bulk.sources import Images, Listed, RefusedError, Source, Tars
 from clf_serve.bulk.tars import DamagedTarError, Sample, read_samples
 from clf_serve.cores import usable_cores
 
@@ -91,6 +91,10 @@ class _Part:
     rows: list[Row] = field(default_factory=list)
     vectors: list[Vectors] = field(default_factory=list)
     skipped: list[Unused] = field(default_factory=list)
+    refused: int = 0
+    """Of the skipped, how many the source refused."""
+    answered: Callable[[], bytes] | None = None
+    """Asks again for an image that it did not refuse."""
     loaded: list[Decoded] = field(default_factory=list)
     """The batch that is being gathered."""
     waiting: int = 0
@@ -103,8 +107,13 @@ class _Part:
             return
         try:
             self.loaded.append(future.result())
+        except RefusedError as error:
+            self.refused += 1
+            self.skipped.append(Unused(step.key, str(error)))
+            return
         except ImageError as error:
             self.skipped.append(Unused(step.key, str(error)))
+        self.answered = step.fetch
 
 
 class Worker:
@@ -113,6 +122,7 @@ class Worker:
     def __init__(self, work: Work, folder: Folder, encoder: Encoder, threads: int) -> None:
         self._work, self._folder, self._encoder, self._threads = work, folder, encoder, threads
         self.provider = encoder.provider
+        self._answered: Callable[[], bytes] | None = None  # the last of the parts' own
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +148,8 @@ class Worker:
             progress: called with the number of images embedded or skipped since the last call.
 
         Raises:
-            DataError: the source cannot be read, or the output cannot be written. What is whole is kept.
+            DataError: the source cannot be read, or refuses what it gave before; or the output cannot be written. What
+                is whole is kept.
             ModelError: the model fails.
         """
         batch = self._work.plan.settings.batch_size
@@ -171,6 +182,7 @@ class Worker:
                         writing = None
                     else:
                         progress(self._embed(part))
+                        self._check_refusals(part)
                         writing = writer.submit(self._write, part, step, reports)
             if writing is not None and (report := writing.result()) is not None:
                 yield report
@@ -189,6 +201,27 @@ class Worker:
                 else:
                     part.skipped.append(Unused(each.row.key, f"{each.row.uri} has no finite embedding"))
         return count
+
+    def _check_refusals(self, part: _Part) -> None:
+        """Raises DataError where not a few images but all are kept from us: credentials are wrong, or have expired."""
+        self._answered = part.answered or self._answered
+        if part.refused and not self._still_answers():
+            images = len(part.rows) + len(part.skipped)
+            raise DataError(
+                f"{self._work.source.shown[0]} refused {part.refused} of {images} images, and now refuses all; see to "
+                f"the credentials and rights. The last of them: {part.skipped[-1].reason}"
+            )
+
+    def _still_answers(self) -> bool:
+        if self._answered is None:
+            return False
+        try:
+            self._answered()
+        except RefusedError:
+            return False
+        except ImageError:  # as it said before
+            return True
+        return True
 
     def _write(self, part: _Part, end: End, reports: dict[int, ShardReport]) -> ShardReport | None:
         """Writes a part; the report of its shard, if it is the last."""

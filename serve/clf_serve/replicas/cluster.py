@@ -6,21 +6,17 @@ import asyncio
 import functools
 import importlib
 import importlib.util
-import logging
 import os
-import secrets
-import shutil
-import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from clf.errors import ClfError, ServeError, missing_extra
+from clf.errors import ServeError, missing_extra
+from clf_serve import ray_start
 from clf_serve.replicas.board import Board
 from clf_serve.replicas.ingress import check_haproxy, haproxy_environment
 from clf_serve.replicas.replica import Calls, Front, Plan
@@ -48,45 +44,26 @@ def require_ray() -> None:
 
 
 @contextmanager
-def own_cluster(scale: Scale, threads: int, *, repeatable: bool) -> Iterator[Path]:
-    """Ray on this machine, which ends with the block and leaves nothing; yields its folder.
+def own_cluster(scale: Scale, threads: int, *, repeatable: bool) -> Iterator[None]:
+    """Ray on this machine, which ends with the block and leaves nothing.
 
-    All of it listens on 127.0.0.1 and asks for a secret of its own. Ray reads its settings from the environment when it
-    is imported, so they are set before.
+    All of it listens on 127.0.0.1 and asks for a secret of its own.
 
     Raises:
         ServeError: Ray could not be started, or lacks what was asked for.
     """
-    folder = Path(tempfile.mkdtemp(prefix="clf-", dir="/tmp" if Path("/tmp").is_dir() else None))  # short, for sockets
-    before = dict(os.environ)
-    try:
-        os.environ |= _environment()
+    options = {
+        "namespace": NAME,
+        "num_cpus": max(usable_cores(), scale.most * threads),
+        "num_gpus": None if scale.gpus else 0,
+        "object_store_memory": _STORE,
+    }
+    with ray_start.own_folder() as folder, ray_start.environment(_settings(scale, folder, repeatable=repeatable)):
         if scale.ingress == "haproxy":
-            os.environ |= haproxy_environment(folder, usable_cores(), repeatable=repeatable)
             check_haproxy()
-        ray = _quiet_ray()
-        with explained("Ray could not be started"):
-            ray.init(
-                address="local",
-                namespace=NAME,
-                num_cpus=max(usable_cores(), scale.most * threads),
-                num_gpus=None if scale.gpus else 0,
-                object_store_memory=_STORE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                _temp_dir=str(folder / "r"),
-            )
-        try:
-            yield folder
-        finally:
-            ray.shutdown()
-    finally:
-        _end_the_rest()
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+        _serve()
+        with ray_start.started(ServeError, "ray.serve", folder, **options):
+            yield
 
 
 @contextmanager
@@ -98,14 +75,11 @@ def joined_cluster(address: str) -> Iterator[None]:
     """
     _check_reached(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = _quiet_ray()
-    with explained(f"the Ray cluster {address} cannot be joined (is RAY_AUTH_TOKEN that of the cluster?)"), _hushed():
-        ray.init(address, namespace=NAME, log_to_driver=False, logging_level=logging.CRITICAL)
-    try:
+    _serve()
+    hint = " (is RAY_AUTH_TOKEN that of the cluster?)"
+    with ray_start.joined(ServeError, "ray.serve", address, hint, namespace=NAME) as ray:
         _check_unused(ray, address)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _check_reached(address: str) -> None:
@@ -120,31 +94,15 @@ def _check_reached(address: str) -> None:
         raise ServeError(f"no Ray cluster answers at {address}: {error.strerror or error}; {text}") from error
 
 
-def _environment() -> dict[str, str]:
-    """Of every process of a cluster of one's own."""
-    return {
-        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _secret(),
+def _settings(scale: Scale, folder: Path, *, repeatable: bool) -> dict[str, str]:
+    """The environment of every process of a cluster of one's own."""
+    settings = ray_start.own_settings(folder) | {
         "RAY_SERVE_ENABLE_HA_PROXY": "0",  # whoever set it for other clusters may have asked for the other ingress here
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a hop less for each message of each request
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system it says: this machine only, on 127.0.0.1
     }
-
-
-def _end_the_rest() -> None:
-    """Ray's agents look for a cluster that was ended while it started for another minute; the secret tells them."""
-    for environment in Path("/proc").glob("[0-9]*/environ"):  # on Linux
-        pid = int(environment.parent.name)
-        with suppress(OSError):  # it has ended, or is another user's
-            if pid != os.getpid() and _secret().encode() in environment.read_bytes():
-                os.kill(pid, signal.SIGKILL)
-
-
-@functools.cache
-def _secret() -> str:
-    """One for the whole process: Ray's core reads it only once."""
-    return secrets.token_hex(32)
+    if scale.ingress == "haproxy":
+        settings |= haproxy_environment(folder, usable_cores(), repeatable=repeatable)
+    return settings
 
 
 def _serve() -> Any:
@@ -153,20 +111,6 @@ def _serve() -> Any:
         return importlib.import_module("ray.serve")
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "ray.serve", "ray", _WHAT) from None
-
-
-def _quiet_ray() -> Any:
-    """The module; what it and Serve log goes to the folder of the session."""
-    ray = importlib.import_module("ray")
-    _serve()
-    for name in ("ray", "ray.serve"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL)
-        logger.propagate = False
-    worker: Any = importlib.import_module("ray._private.worker")
-    if hasattr(worker, "print_to_stdstream"):  # Ray prints what happens to its processes whatever one asks for
-        worker.print_to_stdstream = lambda *_, **__: None
-    return ray
 
 
 def _check_unused(ray: Any, address: str) -> None:
@@ -194,20 +138,6 @@ def _wait_for_the_end_of_serve(ray: Any) -> None:
         if time.monotonic() > deadline:
             raise ServeError("Ray Serve runs in this cluster and does not end; end it there (serve shutdown)")
         time.sleep(0.2)
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Standard error is closed to what Ray's C++ writes there by itself; its errors are raised all the same."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 class Post:
@@ -261,7 +191,7 @@ def why_failed() -> str | None:
         found = serve.status().applications.get(NAME)
     if found is None or found.status not in ("DEPLOY_FAILED", "UNHEALTHY"):
         return None
-    return cause(RuntimeError(found.message)).partition(": ")[2]
+    return ray_start.cause(RuntimeError(found.message)).partition(": ")[2]
 
 
 def withdraw() -> None:
@@ -359,18 +289,6 @@ def _reply_in_one_piece() -> None:
     auto.AutoHTTPProtocol = with_whole_replies(auto.AutoHTTPProtocol)  # Ray lets uvicorn choose
 
 
-@contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str) -> AbstractContextManager[None]:
     """Raises ServeError with the cause in a sentence, for whatever Ray raises."""
-    try:
-        yield
-    except ClfError:
-        raise
-    except Exception as error:
-        raise ServeError(f"{what}: {cause(error)}") from error
-
-
-def cause(error: BaseException) -> str:
-    """The last line of what may be pages, which is where Ray puts the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
+    return ray_start.explained(what, ServeError)

@@ -12,8 +12,8 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -192,7 +192,7 @@ class Front:
     async def _start(self, stack: AsyncExitStack) -> None:
         """Raises ClfError; whatever is wrong with the model."""
         plan = self._plan
-        stack.enter_context(_logging(plan.log_format, self._write))
+        stack.enter_context(logging_to(plan.log_format, self._write))
         tracing, _ = start_tracing(plan.otlp)
         if tracing is not None:
             stack.callback(tracing.stop)
@@ -262,12 +262,6 @@ class Front:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def _logging(kind: LogFormat, write: Callable[[bytes], int]) -> ExitStack:
-    stack = ExitStack()
-    stack.enter_context(logging_to(kind, write))
-    return stack
 
 
 def _without_second_id(scope: Scope, send: Send) -> Send:

@@ -14,8 +14,8 @@ from clf.errors import ClfError, GalleryError
 from clf_serve.gallery.filters import Where
 from clf_serve.gallery.store import Item
 from clf_serve.gallery.vectors import is_unit
+from clf_serve.installed import quiet, reason_of
 from clf_serve.place import Place
-from clf_serve.stores.installed import quiet, reason_of
 from clf_serve.stores.rows import item_of
 from clf_serve.stores.vector_store import ConflictError, Ids, NoGalleryError, Row, State, Vector, VectorStore
 

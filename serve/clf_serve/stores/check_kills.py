@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import threading
-from importlib import import_module
-from typing import IO
+from itertools import islice
 
-from clf.checks import Check, Failed, Skipped
+from clf.checks import Check, Failed
+from clf_serve.elsewhere import another_process, class_at, place_of
 from clf_serve.stores.bench import ABOUT, DIM, Bench, by_id, differs, rows
 from clf_serve.stores.vector_store import VectorStore
 
@@ -18,10 +15,7 @@ _PROGRAM = "import sys; from clf_serve.stores.check_kills import write; write(*s
 
 
 def _killed_writer(bench: Bench) -> str:
-    place = f"{bench.store.__module__}:{bench.store.__qualname__}"
-    if bench.store.__module__ == "__main__" or "<locals>" in place:
-        raise Skipped(f"another process cannot import {place}; define the class in a module")
-    told = []
+    place, told = place_of(bench.store), []
     for writes in (1, 12):
         url = bench.url()
         bench.shut(bench.open(url, write=True, create=ABOUT))
@@ -33,33 +27,15 @@ def _killed_writer(bench: Bench) -> str:
 
 def _kill_after(writes: int, place: str, url: str) -> int:
     """How many rows the other process said that it had written, one at a time, before it was killed."""
-    path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-c", _PROGRAM, place, url]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "PYTHONPATH": path}
-    ) as child:
+    with another_process(_PROGRAM, place, url, patience=_PATIENCE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stderr is not None
-        watch = threading.Timer(_PATIENCE, child.kill)
-        watch.start()
-        try:
-            lines = _lines(child.stdout, writes)
-            child.kill()
-            lines += [line for line in child.stdout if line.endswith("\n")]  # what it had said before it died
-            if len(lines) < writes:
-                said = child.stderr.read().strip().splitlines()[-1:]
-                raise Failed(f"another process wrote {len(lines)} rows and then failed: {' '.join(said) or 'no word'}")
-        finally:
-            watch.cancel()
-            child.kill()
+        lines = list(islice(child.stdout, writes))
+        child.kill()
+        lines += [line for line in child.stdout if line.endswith("\n")]  # what it had said before it died
+        if len(lines) < writes:
+            said = child.stderr.read().strip().splitlines()[-1:]
+            raise Failed(f"another process wrote {len(lines)} rows and then failed: {' '.join(said) or 'no word'}")
     return len(lines)
-
-
-def _lines(stream: IO[str], wanted: int) -> list[str]:
-    found: list[str] = []
-    while len(found) < wanted and (line := stream.readline()):
-        found.append(line)
-    return found
 
 
 def _left(bench: Bench, url: str, acknowledged: int) -> None:
@@ -85,8 +61,7 @@ def _left(bench: Bench, url: str, acknowledged: int) -> None:
 
 def write(place: str, url: str) -> None:
     """In the process that is killed: writes one row after another and says so."""
-    module, _, name = place.partition(":")
-    store: type[VectorStore] = import_module(module).__dict__[name]
+    store: type[VectorStore] = class_at(place)
     handle = store.open(url, write=True)
     assert handle.state().about["dim"] == str(DIM)
     for row in rows(10_000):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clf.checks import Check, CheckState, Examination, Failed, Outcome, Skipped, in_order, not_conforming, with_needs
+from clf import checks
+from clf.checks import Check, CheckState, Examination, Outcome, as_test, in_order, judged, run_all
 from clf.errors import ConfigError
+from clf_serve.installed import quiet, reason_of
 from clf_serve.place import Place
 from clf_serve.stores import check_filters, check_kills, check_rows, check_searches
 from clf_serve.stores.bench import Bench, Url
-from clf_serve.stores.installed import find_store, load_store, quiet, reason_of
+from clf_serve.stores.installed import find_store, load_store
 from clf_serve.stores.vector_store import VectorStore
 
 __all__ = ["CHECKS", "Check", "Conformance", "Outcome", "conformance", "run_checks"]
@@ -26,22 +26,14 @@ CHECKS: tuple[Check[Bench], ...] = in_order(
 
 
 @dataclass(frozen=True)
-class Conformance:
+class Conformance(checks.Conformance):
     """How all checks of a store went."""
 
     store: str
-    outcomes: tuple[Outcome, ...]
-    seconds: float
-
-    @property
-    def conforms(self) -> bool:
-        """Whether none failed. A skipped one says nothing."""
-        return not not_conforming(self.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        checks = [outcome.as_dict() for outcome in self.outcomes]
-        return {"store": self.store, "conforms": self.conforms, "seconds": round(self.seconds, 3), "checks": checks}
+        return {"store": self.store, **super().as_dict()}
 
 
 def run_checks(
@@ -64,14 +56,8 @@ def run_checks(
         ConfigError: there is no check of that name.
     """
     subject = _Subject(store, url)
-    wanted = with_needs(only, CHECKS) if only else {check.name for check in CHECKS}
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="clf-store-", ignore_cleanup_errors=True) as folder:
-        examination = subject.examine(Path(folder))
-        for check in CHECKS:
-            if check.name in wanted:
-                on_outcome(examination.outcome(check.name))
-    return Conformance(subject.name, examination.outcomes, time.monotonic() - start)
+    outcomes, seconds = run_all("store", CHECKS, subject.examine, only, on_outcome)
+    return Conformance(outcomes, seconds, subject.name)
 
 
 def conformance(store: str | type[VectorStore], url: Url | None = None) -> Callable[..., None]:
@@ -88,22 +74,7 @@ def conformance(store: str | type[VectorStore], url: Url | None = None) -> Calla
         url: called with an empty folder and a name that differs each time; gives the URL of a gallery that is not there
             yet. By default ``SCHEME://FOLDER/NAME``, which suits a store that keeps files; a class has to be given one.
     """
-    import pytest
-
-    examinations: list[Examination] = []
-
-    @pytest.mark.parametrize("check", CHECKS, ids=[check.name.replace(" ", "_") for check in CHECKS])
-    def test_conformance(check: Check[Bench], tmp_path_factory: pytest.TempPathFactory) -> None:
-        __tracebackhide__ = True
-        if not examinations:  # not while tests are collected
-            examinations.append(_Subject(store, url).examine(tmp_path_factory.mktemp("store")))
-        outcome = examinations[0].outcome(check.name)
-        if outcome.state in ("skipped", "not run"):
-            pytest.skip(outcome.text)
-        if outcome.state == "failed":
-            pytest.fail(f"{check.name}: {outcome.explain()}", pytrace=False)
-
-    return test_conformance
+    return as_test("store", CHECKS, lambda folder: _Subject(store, url).examine(folder))
 
 
 class _Subject:
@@ -130,14 +101,7 @@ class _Subject:
         bench = Bench(self._store, self.name, self._url, own)
         try:
             with quiet():
-                return "passed", check.run(bench) or ""
-        except Skipped as reason:
-            return "skipped", str(reason)
-        except Failed as reason:
-            return "failed", bench.hide(str(reason))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # of the store
-            return "failed", bench.hide(reason_of(error))
+                state, text = judged(check, bench, reason_of)
+            return state, bench.hide(text)
         finally:
             bench.close()

@@ -37,7 +37,7 @@ def write_parquet(path: Path, images: Snapshot, parts: Parts, progress: Progress
         path, schema, compression=packed, use_dictionary=plain, write_statistics=plain, write_page_checksum=True
     ) as writer:
         for batch in images.batches(vectors=parts.vectors, thumbnails=parts.thumbnails):
-            writer.write_table(_table(pa, schema, batch, images.model.dim, names))
+            writer.write_table(_table(pa, schema, batch, names))
             progress(len(batch.items))
 
 
@@ -105,7 +105,7 @@ def _schema(pa: Any, images: Snapshot, parts: Parts, survey: Survey, names: dict
     return pa.schema(fields, metadata={_ABOUT: about(images.model, survey.images, parts).encode()})
 
 
-def _table(pa: Any, schema: Any, batch: Batch, dim: int, names: dict[str, str]) -> Any:
+def _table(pa: Any, schema: Any, batch: Batch, names: dict[str, str]) -> Any:
     columns: dict[str, Any] = {name: [getattr(item, name) for item in batch.items] for name in COLUMNS}
     columns["metadata"] = [metadata_text(item) for item in batch.items]
     for name, column in names.items():

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clf.errors import DataError, GalleryError
+from clf_serve.processes import runs
 
 _ENDING = ".partial"
 
@@ -101,17 +102,5 @@ def _remove_leftovers(path: Path) -> None:
     for entry in list(path.parent.iterdir()):
         if entry.name.startswith(beginning) and _ENDING in entry.name:  # or a journal of SQLite's beside it
             pid = entry.name.removeprefix(beginning).partition("-")[0]
-            if pid.isdecimal() and not _runs(int(pid)):
+            if pid.isdecimal() and not runs(int(pid)):
                 remove(entry)
-
-
-def _runs(pid: int) -> bool:
-    if sys.platform == "win32":  # where signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
