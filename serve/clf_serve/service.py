@@ -185,8 +185,11 @@ class Service:
                 refusal = refusal or problem
             else:
                 return
-        if refusal is not None:
-            raise refusal
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal  # or it would keep this frame by its traceback, and the frame keep it, until a collection
 
     @property
     def alive(self) -> bool:

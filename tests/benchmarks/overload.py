@@ -3,7 +3,9 @@
 Starts ``clf serve`` in a process of its own, on a model of convolutions made here (or ``--model FOLDER``), measures its
 capacity with 16 connections that always wait for an answer, and then sends raw JPEGs at 0.5, 1, 2 and 5 times that
 capacity at random (Poisson) moments, whatever the answers are: an open loop, from another process, by plain sockets.
-Latency counts from the moment a request was due, so a client that falls behind shows; its lag is printed.
+Latency counts from the moment a request was due, so a client that falls behind shows; its lag is printed. A refusal's
+time is what the client saw of it, and holds two delays that are not the server's: that of the client's own event loop,
+and that of the machine, which a process shows that does nothing but sleep. Both are measured meanwhile and printed.
 
 Goodput is answers within the deadline (``--timeout``) per second; beside it the same for each CPU second that the
 server was given, which other work on the machine does not touch. ``room`` is the time from a refusal until a request
@@ -32,12 +34,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
 SIZE = 224
+TICK = 0.005  # seconds between two looks at how late something wakes
 PROGRAM = "import sys\nfrom clf.cli import main\nmain(sys.argv[1:])"
 LAYERS = ((3, 64, 7, 4), (64, 128, 3, 2), (128, 256, 3, 1), (256, 256, 3, 1))  # 1.6 GFLOP an image
 WINDOWS = (0.0, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
@@ -180,7 +183,8 @@ class Sent(NamedTuple):
     retry_after: float
 
 
-async def open_loop(base: str, rate: float, seconds: float, blobs: Sequence[bytes]) -> list[Sent]:
+async def open_loop(base: str, rate: float, seconds: float, blobs: Sequence[bytes]) -> tuple[list[Sent], list[float]]:
+    """What was sent, and how late this event loop was at work that was due at a known moment, in seconds."""
     connections, clock = Connections(base), time.perf_counter
     start, due, dice = clock(), 0.0, random.Random(0)
     sent: list[Sent] = []
@@ -190,13 +194,33 @@ async def open_loop(base: str, rate: float, seconds: float, blobs: Sequence[byte
         answer = await connections.send("POST", "/v1/embeddings?encoding_format=base64", blob)
         sent.append(Sent(due, lag, clock() - start, *answer))
 
+    late: list[float] = []
+    watch = asyncio.create_task(_watch(late))
     tasks = []
     while (due := due + dice.expovariate(rate)) < seconds:
         if (early := start + due - clock()) > 0:
             await asyncio.sleep(early)
         tasks.append(asyncio.create_task(one(due, dice.choice(blobs))))
     await asyncio.gather(*tasks)
-    return sent
+    watch.cancel()
+    return sent, late
+
+
+async def _watch(late: list[float]) -> None:
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + TICK
+        await asyncio.sleep(TICK)
+        late.append(clock() - due)
+
+
+def idle(seconds: float) -> list[float]:
+    """How late a process wakes that only sleeps, in seconds."""
+    end, late = time.monotonic() + seconds, []
+    while (start := time.monotonic()) < end:
+        time.sleep(TICK)
+        late.append(time.monotonic() - start - TICK)
+    return late
 
 
 async def closed_loop(base: str, clients: int, seconds: float, blobs: Sequence[bytes]) -> float:
@@ -214,17 +238,26 @@ async def closed_loop(base: str, clients: int, seconds: float, blobs: Sequence[b
     return done / (clock() - start - seconds / 3)
 
 
-def in_a_process(*words: object) -> list[list[float]]:
-    """What this file prints as JSON, run as a client by itself."""
-    command = [sys.executable, __file__, "--client", *map(str, words)]
-    found: list[list[float]] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return found
+def in_a_process(*words: object) -> subprocess.Popen[bytes]:
+    """This file, run as a client by itself; it prints JSON."""
+    return subprocess.Popen([sys.executable, __file__, "--client", *map(str, words)], stdout=subprocess.PIPE)
+
+
+def told(process: subprocess.Popen[bytes]) -> Any:
+    """What a client prints, once it has ended."""
+    words, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a client ended with status {process.returncode}")
+    return json.loads(words)
 
 
 def client(kind: str, base: str, number: float, seconds: float) -> None:
+    if kind == "idle":
+        print(json.dumps(idle(seconds)))
+        return
     blobs = [jpeg(seed) for seed in range(16)]
     if kind == "closed":
-        print(json.dumps([[asyncio.run(closed_loop(base, int(number), seconds, blobs))]]))
+        print(json.dumps(asyncio.run(closed_loop(base, int(number), seconds, blobs))))
     else:
         print(json.dumps(asyncio.run(open_loop(base, number, seconds, blobs))))
 
@@ -265,18 +298,22 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or write_model(Path(folder) / "model")
         with server(model, arguments.timeout, arguments.nice, arguments.serve) as (base, process):
-            capacity = in_a_process("closed", base, 16, min(arguments.seconds, 15))[0][0]
+            capacity = told(in_a_process("closed", base, 16, min(arguments.seconds, 15)))
             print(f"capacity {capacity:.1f} images/s with 16 connections; deadline {arguments.timeout:g} s")
             print("load   offered  goodput  for a CPU s | accepted: p50, p99 | refused: p50, p99")
             goodputs = {}
             for load in arguments.loads:
                 spent = cpu_seconds(process)
-                found = in_a_process("open", base, load * capacity, arguments.seconds)
+                sleeper = in_a_process("idle", base, 0, arguments.seconds)
+                found, looped = told(in_a_process("open", base, load * capacity, arguments.seconds))
                 spent = cpu_seconds(process) - spent
+                machine = told(sleeper)
                 sent = [Sent(due, lag, end, int(status), hint) for due, lag, end, status, hint in found]
                 goodputs[load], words = row(sent, arguments.seconds, arguments.timeout)
                 good = sum(one.status == 200 and one.end - one.due <= arguments.timeout for one in sent) / spent
                 offered = len(sent) / arguments.seconds
+                words += f", its loop's {1000 * percentile(looped, 0.99):.1f} ms"
+                words += f", the machine's {1000 * percentile(machine, 0.99):.1f} ms"
                 print(f"{load:4g} {offered:9.1f} {goodputs[load]:8.1f} {good:12.1f} | {words}", flush=True)
             peak = max(capacity, *goodputs.values())
             last = arguments.loads[-1]

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import http.client
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from api_helpers import LIMITS, PHOTO, TEXT, embed, error, vectors
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from serve_helpers import DIM, encoded, picture
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Message
 
 from clf_serve.engine import Engine
-from clf_serve.http.inputs import parse_embeddings, parse_search
+from clf_serve.http.inputs import parse_embeddings, parse_search, read_body
 from clf_serve.http.shapes import image_of
 from clf_serve.limits import ServeLimits
 from clf_serve.problems import Problem
 
 URI = "data:image/png;base64," + TEXT
+
+
+def body_of(pieces: list[bytes], limits: ServeLimits, taken: list[int], joins: list[int]) -> bytes:
+    """What read_body makes of the pieces; notes what was taken of the budget, and what was joined aside."""
+
+    async def messages() -> AsyncIterator[Message]:
+        for piece in pieces:
+            yield {"type": "http.request", "body": piece, "more_body": True}
+        yield {"type": "http.request", "body": b"", "more_body": False}
+
+    async def aside(blocks: list[bytes]) -> bytes:
+        joins.append(len(blocks))
+        return b"".join(blocks)
+
+    def take(n: int) -> bool:
+        taken.append(n)
+        return True
+
+    request = Request({"type": "http", "headers": []}, messages().__anext__)
+    return asyncio.run(read_body(request, limits, take, aside))
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.sampled_from([0, 1, 1460, 2**16, 2**18 - 1, 2**18])), max_size=12))
+def test_a_body_is_its_pieces_however_they_come(sizes: list[tuple[int, int]]) -> None:
+    pieces = [bytes([value]) * size for value, size in sizes]
+    taken: list[int] = []
+    joins: list[int] = []
+    body = body_of(pieces, ServeLimits(), taken, joins)
+    assert body == b"".join(pieces) and sum(taken) == len(body)
+    assert bool(joins) == (len(body) >= 2**18)
+
+
+def test_a_body_in_small_pieces_is_joined_on_the_way() -> None:
+    """Each piece takes some forty bytes of its own."""
+    taken: list[int] = []
+    joins: list[int] = []
+    assert body_of([b"x"] * 10_000, ServeLimits(), taken, joins) == b"x" * 10_000
+    assert joins == [3]
+
+
+def test_a_body_that_grows_too_large_is_refused_before_it_has_come() -> None:
+    taken: list[int] = []
+    with pytest.raises(Problem) as refused:
+        body_of([bytes(600)] * 3, ServeLimits(max_bytes=1000), taken, [])
+    assert (refused.value.status, taken) == (413, [600])
+
+
 IMAGE_URL = {"type": "image_url", "image_url": {"url": URI}}
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -250,6 +251,24 @@ def test_a_full_disk_costs_lines_and_they_are_counted() -> None:
     writer.close()
 
     assert written.decode().splitlines() == ["first line", "the second lin", "fourth", "2 lost"]
+
+
+def test_lines_that_come_close_together_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is woken for each of them takes the core from the request that wrote it."""
+    monkeypatch.setattr("clf_serve.logs._GATHER", 3600)
+    written: list[bytes] = []
+
+    def write(data: bytes) -> int:
+        written.append(bytes(data))
+        return len(data)
+
+    writer = LineWriter(write, lambda n: f"{n} lost")
+    for number in range(5):
+        writer.put(str(number))
+        time.sleep(0.02)
+    assert not written
+    writer.close(60)  # does not wait for more of them
+    assert written == [b"0\n1\n2\n3\n4\n"]
 
 
 def test_a_reader_that_has_stopped_costs_lines_and_no_time() -> None:

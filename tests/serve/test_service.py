@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +28,7 @@ from clf_serve.deployment import Deployment, Folders
 from clf_serve.engine import Engine
 from clf_serve.gallery import Gallery, Identity
 from clf_serve.limits import ServeLimits
-from clf_serve.problems import Problem
+from clf_serve.problems import Problem, overloaded
 from clf_serve.server import Options, sources
 from clf_serve.service import Service
 from clf_serve.sync.indexing import index_images
@@ -200,6 +202,30 @@ def test_a_stopping_server_takes_nothing_more(tmp_path: Path) -> None:
                     ask()
                 assert (refused.value.status, refused.value.code) == (503, "shutting_down")
             assert await service.ready() == "shutting down"
+
+    asyncio.run(main())
+
+
+def test_a_refusal_leaves_nothing_to_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under overload most requests end in one, and each collection holds up those that come meanwhile."""
+    folder = write_model(tmp_path / "m")
+
+    def busy(*_: object) -> None:
+        raise overloaded(3)
+
+    async def main() -> None:
+        async with running(Folders(folder)) as service:
+            monkeypatch.setattr(service.default, "check_room", busy)
+            gc.disable()
+            try:
+                service.check_room()
+            except Problem as problem:
+                assert problem.retry_after == 3
+                refused = weakref.ref(problem)
+            finally:
+                gone = refused() is None
+                gc.enable()
+            assert gone
 
     asyncio.run(main())
 

@@ -62,6 +62,7 @@ class Pace:
         self._arrivals = self._images = self._gaps = self._elapsed = 0.0
         self._last_arrival = -math.inf
         self._done = self._busy = 0.0
+        self._best: dict[tuple[int, ...], float] = {}
         self.observations = 0
 
     def observe(self, n: int, seconds: float) -> None:
@@ -83,6 +84,7 @@ class Pace:
         size.weight = _FIRST if size.runs == 1 else min(size.weight + 1, 2 * _WINDOW)
         self._a, self._b = fit((m, known.seconds, known.weight) for m, known in self._sizes.items())
         self.observations += 1
+        self._best.clear()
 
     def seconds(self, n: int) -> float:
         """What a batch of n images is expected to take; 0 before the first observation."""
@@ -136,5 +138,10 @@ class Pace:
         return (self._done + alone * doubt) / (self._busy + doubt)
 
     def best_rate(self, sizes: Sequence[int]) -> float:
-        """Images per second of the model in its best batch size."""
-        return max(n / self.seconds(n) for n in sizes) if self.observations else math.inf
+        """Images per second of the model in its best batch size. Every request asks for it, so it is kept."""
+        if not self.observations:
+            return math.inf
+        key = tuple(sizes)
+        if key not in self._best:
+            self._best[key] = max(n / self.seconds(n) for n in key)
+        return self._best[key]

@@ -69,7 +69,7 @@ async def attended(
         try:
             async with asyncio.timeout(call.left):
                 start = time.monotonic()
-                body = await read_body(request, limits, take)
+                body = await read_body(request, limits, take, _joined)
                 service.metrics.stage("read").observe(call.since("read", start))
         except TimeoutError:
             raise Problem(408, "upload_timeout", f"the body did not arrive within {limits.timeout:g} s") from None
@@ -89,6 +89,11 @@ async def off_loop(size: int, function: Callable[P, T], *args: P.args, **kwargs:
     if size < _LARGE:
         return function(*args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(readers(), partial(function, *args, **kwargs))
+
+
+async def _joined(blocks: list[bytes]) -> bytes:
+    """In a thread, while others run: joining more than a MiB of bytes lets go of the interpreter."""
+    return await off_loop(_LARGE, b"".join, blocks)
 
 
 async def fetched(sources: Sequence[Source], limits: ServeLimits, job: Attended) -> list[bytes]:
