@@ -6,12 +6,14 @@ import base64
 import io
 import json
 import random
+import re
 import signal
 import socket
 import ssl
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +234,23 @@ def test_the_server_needs_no_torch_and_an_open_page_does_not_hold_up_its_end(
             assert server.process.wait(25) == 0  # the grace for requests is longer
 
     assert "was imported" not in "".join(server.log)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux counts")
+def test_a_server_with_a_page_sleeps_while_nobody_asks(serve: Start, model: Path) -> None:
+    """Gradio would look into its empty queue a thousand times a second."""
+    server = serve(model)
+    with client_of(server) as client:
+        assert client.get("/").status_code == 200
+    pid = server.process.pid
+
+    def woken() -> int:
+        status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+        return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)[0])
+
+    before = woken()
+    time.sleep(3)
+    assert woken() - before < 300
 
 
 def test_keys_come_from_the_environment(serve: Start, model: Path) -> None:

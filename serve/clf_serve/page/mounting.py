@@ -17,6 +17,7 @@ from clf_serve.page.theme import accepted, look
 from clf_serve.service import Service
 
 _TABS = (("Search", search), ("Map", map_tab), ("Compare", compare_tab), ("Add images", ingest_tab))
+_IDLE = 1.0  # seconds between two looks into a queue that the tabs never use; Gradio takes a thousandth of that
 _KEEP = 600  # seconds that what somebody sends to Gradio's own upload route stays; the tabs never use it
 
 
@@ -29,6 +30,10 @@ def mount(app: FastAPI, service: Service) -> None:
     at_blocks = {name: value for name, value in dressing.items() if name not in mounting}  # before Gradio 6
     blocks = _blocks(page, at_blocks)
     gradio.mount_gradio_app(app, blocks, path="/", max_file_size=service.limits.max_bytes, **mounting)
+    queue = getattr(blocks, "_queue", None)
+    for name in ("sleep_when_free", "progress_update_sleep_when_free"):
+        if hasattr(queue, name):  # it has no public name
+            setattr(queue, name, _IDLE)
 
 
 def _blocks(page: Page, dressing: dict[str, Any]) -> gradio.Blocks:
