@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 _KEYS = "CLF_API_KEYS"
 _GRACE = 30  # seconds that running requests are given at the end
-_ACCEPTED = 16  # connections in one turn of the event loop
 _KEEP_ALIVE = 75  # seconds; longer than most proxies keep an idle connection, so that they are the ones who close it
 
 
@@ -171,11 +170,7 @@ def check_decoding(options: Options) -> None:
 def _serve(
     app: FastAPI, service: Service, listener: socket.socket, context: ssl.SSLContext | None, drain: float
 ) -> bool:
-    """Whether the server came up; returns when it has ended.
-
-    uvloop accepts one connection of a socket in each turn of its loop. When hundreds come at once the last of them
-    would wait for hundreds of turns, so it is given the same socket several times.
-    """
+    """Whether the server came up; returns when it has ended."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -216,8 +211,7 @@ def _serve(
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     gc.collect()
     gc.freeze()  # what was imported is not looked through again and again, which would hold up every request
-    with ExitStack() as stack:
-        server.run(sockets=[listener, *(stack.enter_context(listener.dup()) for _ in range(_ACCEPTED - 1))])
+    server.run(sockets=[listener])
     gc.unfreeze()
     return server.started
 

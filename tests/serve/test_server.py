@@ -17,9 +17,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -159,43 +158,6 @@ def test_a_taken_port_is_known_before_the_model_is_loaded(tmp_path: Path) -> Non
     words = " ".join(done.stderr.split())  # type: ignore[assignment]
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in words and "--port" in words
     assert "no model" not in words
-
-
-COUNTING = (
-    "import asyncio, atexit\n"
-    "from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol\n"
-    "made, turns, fresh = HttpToolsProtocol.connection_made, 0, True\n"
-    "def begin():\n"
-    "    global fresh\n"
-    "    fresh = True\n"
-    "def counted(self, transport):\n"
-    "    global turns, fresh\n"
-    "    if fresh:\n"
-    "        turns, fresh = turns + 1, False\n"
-    "        asyncio.get_running_loop().call_soon(begin)\n"
-    "    made(self, transport)\n"
-    "HttpToolsProtocol.connection_made = counted\n"
-    "atexit.register(lambda: print(turns, 'turns with new connections', flush=True))\n"
-) + PROGRAM
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other loops accept all that wait")
-def test_connections_that_come_at_once_are_accepted_together(serve: Start, model: Path) -> None:
-    """Not one in each turn of the event loop, where the last of them would wait for all the work of the others."""
-    server = serve(model, "--no-ui", program=COUNTING)
-    with client_of(server), ExitStack() as stack:
-        server.process.send_signal(signal.SIGSTOP)
-        address = urlsplit(server.base)
-        for _ in range(160):
-            stack.enter_context(socket.create_connection((address.hostname or "", address.port or 0), timeout=30))
-        server.process.send_signal(signal.SIGCONT)
-        with httpx.Client(base_url=server.base, timeout=30, trust_env=False) as last:
-            assert last.get("/health/live").status_code == 200
-    server.process.terminate()
-    assert server.process.wait(60) == 0
-    until(lambda: any("turns with new" in line for line in server.log))
-    (told,) = [line for line in server.log if "turns with new" in line]
-    assert int(told.split()[0]) < 80
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
