@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from web_helpers import Silent, answering
 
 from clf.manifest import read_manifest
 from clf_serve.bulk import LocalEngine, OpenModel, Options, Settings, find_source, prepare, run
@@ -31,25 +32,15 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarf
 def on_the_web(folder: Path, statuses: Mapping[str, int]) -> Iterator[str]:
     """The address of a folder's files and lists. Args: statuses: of paths that are refused; may change meanwhile."""
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Files(Silent, SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             if status := statuses.get(self.path):
                 self.send_error(status)
             else:
                 super().do_GET()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with answering(partial(Files, directory=str(folder))) as url:
+        yield url
 
 
 def planned(model: Path, source: object, out: object, *, restart: bool = False, **settings: Any) -> Bulk:

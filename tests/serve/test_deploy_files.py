@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
+from web_helpers import Silent, answering
 
 from clf import __version__
 from clf_serve.metrics import Metrics
@@ -79,30 +82,22 @@ def test_what_an_image_is_made_of_exists_and_is_let_through() -> None:
 
 
 def test_the_health_check_tells_healthy_from_not(tmp_path: Path) -> None:
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
-
     status = 200
 
-    class Handler(BaseHTTPRequestHandler):
+    class Health(Silent, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/health/ready" else 404)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     health = next(value for name, value in instructions(DOCKERFILES[0]) if name == "HEALTHCHECK")
     code = json.loads(health.partition(" CMD ")[2])[2]
     assert code == compose()["healthcheck"]["test"][3] and code in DOCKERFILES[1].read_text()
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        program = [sys.executable, "-c", code.replace(":8000", f":{server.server_port}")]
+    with answering(Health) as url:
+        program = [sys.executable, "-c", code.replace(":8000", f":{urlsplit(url).port}")]
         proxy = {"http_proxy": "http://127.0.0.1:9"}  # is not asked
         healthy = subprocess.run(program, env=proxy, capture_output=True, timeout=60, check=False).returncode
         status = 503
         ill = subprocess.run(program, env=proxy, capture_output=True, timeout=60, check=False).returncode
-        server.shutdown()
     gone = subprocess.run(program, env=proxy, capture_output=True, timeout=60, check=False).returncode
     assert (healthy, ill, gone) == (0, 1, 1)
 

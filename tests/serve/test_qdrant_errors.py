@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ pytest.importorskip("qdrant_edge", reason="needs qdrant-edge-py, Qdrant's engine
 import qdrant_edge as edge
 from qdrant_helpers import standin
 from qdrant_near import Near, near
+from web_helpers import Silent, answering
 
 from clf.errors import GalleryError
 from clf_serve.place import Place
@@ -122,7 +122,7 @@ def test_an_old_server(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-class _Page(BaseHTTPRequestHandler):
+class _Page(Silent, BaseHTTPRequestHandler):
     answer = b"<html>", 200
     headers_sent: ClassVar[dict[str, str]] = {}
 
@@ -135,21 +135,11 @@ class _Page(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @contextmanager
 def page(text: bytes, status: int) -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), type("Page", (_Page,), {"answer": (text, status)}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"qdrant://127.0.0.1:{server.server_address[1]}/g"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(type("Page", (_Page,), {"answer": (text, status)})) as url:
+        yield url.replace("http://", "qdrant://") + "/g"
 
 
 @pytest.mark.parametrize(

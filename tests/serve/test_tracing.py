@@ -6,11 +6,11 @@ import logging
 import re
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from ops_helpers import application, ask
 from starlette.types import ASGIApp, Receive, Scope, Send
+from web_helpers import Silent, answering
 
 from clf.errors import MissingExtraError, ServeError
 from clf_serve.http.access import Calls
@@ -158,37 +159,28 @@ def test_what_runs_inside_is_part_of_the_trace() -> None:
     assert not get_current_span().get_span_context().is_valid
 
 
+@dataclass(frozen=True)
 class Collector:
     """Takes OTLP over HTTP, in protobuf."""
 
-    def __init__(self) -> None:
-        self.got: list[tuple[str, str, ExportTraceServiceRequest]] = []
-        got = self.got
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                got.append((self.path, self.headers["Content-Type"], ExportTraceServiceRequest.FromString(body)))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+    url: str
+    got: list[tuple[str, str, ExportTraceServiceRequest]]
 
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    here = Collector()
-    thread = threading.Thread(target=here.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield here
-    here.server.shutdown()
-    thread.join()
-    here.server.server_close()
+    got: list[tuple[str, str, ExportTraceServiceRequest]] = []
+
+    class Taking(Silent, BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append((self.path, self.headers["Content-Type"], ExportTraceServiceRequest.FromString(body)))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with answering(Taking) as url:
+        yield Collector(url, got)
 
 
 @contextmanager
