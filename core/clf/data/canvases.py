@@ -32,6 +32,7 @@ from clf.data.source import Progress
 from clf.errors import DataError, ImageError
 
 CANVASES, CLEAN = range(2)
+_DRAW = (Picture.canvas, Picture.clean)
 
 
 def name_keys(names: Sequence[str]) -> NDArray[np.bytes_]:
@@ -142,7 +143,7 @@ class Store:
 
         def draw(chunk: Sequence[int]) -> None:
             for j in chunk:
-                self._again(int(index[absent[j]])).square(out[absent[j]])
+                _DRAW[kind](self._again(int(index[absent[j]])), out[absent[j]])
 
         for _ in self._workers.over(draw, len(absent), max(1, min(CHUNK, len(absent) // self._workers.count))):
             pass
@@ -215,7 +216,7 @@ class Store:
         row = int(self._place.rows[i])
         for kind, file in enumerate(FILES):
             pixels = self._buffer(kind)
-            picture.square(pixels)
+            _DRAW[kind](picture, pixels)
             self._files.write(file, pixels.data, row * self._bytes[kind])
             self._records["sums"][i, kind] = zlib.crc32(pixels.data)
             self._seen[kind, i] = True

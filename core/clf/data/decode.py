@@ -1,7 +1,7 @@
 """Image files to canvases in threads: each file is read once and decoded once, and hashed from the bytes read.
 
-Pillow gives up Python's interpreter lock while it decodes and resamples, numpy while it copies, and hashlib and zlib
-while they sum, so that threads use the cores without a second copy of anything.
+Pillow and torch give up Python's interpreter lock while they decode and resample, numpy while it copies, and hashlib
+and zlib while they sum, so that threads use the cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL.Image import Image
 
@@ -44,8 +46,22 @@ class Picture:
     sha256: bytes
     """Of the file's bytes."""
 
-    def square(self, out: NDArray[np.uint8]) -> None:
-        """Writes the central square into ``out`` (3, side, side)."""
+    def canvas(self, out: NDArray[np.uint8]) -> None:
+        """Writes the central square into ``out`` (3, side, side), from which views are cropped.
+
+        Bicubic with antialiasing as :meth:`clean`, but by torch, which takes a third of Pillow's time. What lies beside
+        the square has no part in its margin, and some pixels inside it come out a level or two apart.
+        """
+        width, height = self.image.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        pixels = np.array(np.asarray(self.image)[top : top + side, left : left + side])
+        # a batch of one with this stride makes torch write the result by planes, and no other copy is needed
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        out[...] = F.interpolate(batch, size=out.shape[1:], mode="bicubic", antialias=True)[0].numpy()
+
+    def clean(self, out: NDArray[np.uint8]) -> None:
+        """Writes what :func:`clf.images.prepare` gives into ``out`` (3, side, side)."""
         square = images.square(self.image, out.shape[1])
         for plane, channel in zip(out, "RGB", strict=True):  # by planes in half the time of a transposed copy
             plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(plane.shape)

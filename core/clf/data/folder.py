@@ -43,7 +43,7 @@ from clf.data.source import (
 from clf.errors import ConfigError, DataError, ImageError
 
 DEFAULT_SIZE = 96
-_FORMAT = 3  # of the cache
+_FORMAT = 4  # of the cache
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _OPTIONS: dict[str, Any] = {
     "class_folders": True,
@@ -170,8 +170,8 @@ def _resident(root: Path, names: Names, size: int, workers: Workers, progress: P
             except ImageError as error:
                 found.append(str(error).removeprefix(f"{path} "))
                 continue
-            picture.square(canvases[i])
-            picture.square(clean[i])
+            picture.canvas(canvases[i])
+            picture.clean(clean[i])
             found.append(picture.sha256)
         return found
 
@@ -200,7 +200,8 @@ def _cached(
 ) -> _Pixels:
     """Images in the cache, as far as it has room for them."""
     folder, sides = _cache_folder(options["cache_dir"]), (canvas_size(size), size)
-    key = hashlib.sha256(f"{_FORMAT} {sides} {PIL.__version__} {root.resolve()}".encode(*ENCODING)).hexdigest()[:32]
+    about = f"{_FORMAT} {sides} {PIL.__version__} {torch.__version__} {root.resolve()}"
+    key = hashlib.sha256(about.encode(*ENCODING)).hexdigest()[:32]
     row_bytes, limit = [3 * side * side for side in sides], int(options["cache_limit_gib"] * 2**30)
     try:
         states = file_states(root, names, workers)
