@@ -26,7 +26,7 @@ from clf_serve.processes import runs
 _PLACE, _PREFIX = Path("/tmp"), "clf-"  # short, for the paths of sockets
 _OWNER = "owner"
 """The file in a folder that says whose it is."""
-_MARK = "CLF_RAY_FOLDER"
+MARK = "CLF_RAY_FOLDER"
 """The variable by which processes of a cluster are known."""
 _PATIENCE = 5.0  # seconds that they may take to end
 _NAMESPACE = Path("/proc/self/ns/pid")
@@ -64,7 +64,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 def own_settings(folder: Path) -> dict[str, str]:
     """The environment of every process of a cluster of one's own: no telemetry, loopback only, a secret."""
     return {
-        _MARK: str(folder),
+        MARK: str(folder),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _secret(),
@@ -193,7 +193,7 @@ def _remove(folder: Path) -> None:
 
 def _killed(folder: Path) -> bool:
     """Whether there were processes of its cluster, which are killed."""
-    found, mark = False, f"{_MARK}={folder}\0".encode()
+    found, mark = False, f"{MARK}={folder}\0".encode()
     for file in Path("/proc").glob("[0-9]*/environ"):  # on Linux
         pid = int(file.parent.name)
         with suppress(OSError):  # it has ended, or is another user's
