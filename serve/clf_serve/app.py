@@ -9,7 +9,8 @@ import shutil
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from tempfile import mkdtemp
+from pathlib import Path
+from tempfile import gettempdir, mkdtemp
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -28,12 +29,15 @@ from clf_serve.http.guard import Guard, KeyRing
 from clf_serve.http.handlers import add_error_handlers, bug_reply
 from clf_serve.http.openapi import document
 from clf_serve.priority import full_pool
+from clf_serve.processes import abandoned, claim
 from clf_serve.runtime import usable_cores
 from clf_serve.service import Service
 from clf_serve.tracing import TracedRequests
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
+
+_PAGE = "clf-page-"  # how the folder of what people upload begins
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,17 @@ def _surround(app: FastAPI, service: Service, keys: KeyRing, outside: Outside) -
 
 
 def _page_folder() -> str:
-    """Makes Gradio ready: no reports to its maker, and a folder of its own for what people upload."""
-    folder = mkdtemp(prefix="clf-page-")
+    """Makes Gradio ready: no reports to its maker, and a folder of its own for what people upload.
+
+    Those of servers that were killed go first, for they hold people's photos.
+    """
+    for left in abandoned(Path(gettempdir()), _PAGE):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = mkdtemp(prefix=_PAGE)
+    claim(Path(folder))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # where the server ends before it has begun
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # read while it is imported
+    uploads = str(Path(folder) / "uploads")
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while it is imported
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:

@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from clf.errors import ClfError
-from clf_serve.processes import runs
+from clf_serve.processes import abandoned, claim
 
 _PLACE, _PREFIX = Path("/tmp"), "clf-"  # short, for the paths of sockets
-_OWNER = "owner"
-"""The file in a folder that says whose it is."""
 MARK = "CLF_RAY_FOLDER"
 """The variable by which processes of a cluster are known."""
 _PATIENCE = 5.0  # seconds that they may take to end
-_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 @contextmanager
@@ -39,10 +36,11 @@ def own_folder() -> Iterator[Path]:
     What an earlier command has left because it was killed is removed first, processes included.
     """
     place = _PLACE if _PLACE.is_dir() else Path(tempfile.gettempdir())
-    _remove_abandoned(place)
+    for left in abandoned(place, _PREFIX):
+        _remove(left)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     try:
-        (folder / _OWNER).write_text(f"{_namespace()} {os.getpid()}")
+        claim(folder)
         yield folder
     finally:
         _remove(folder)
@@ -201,19 +199,3 @@ def _killed(folder: Path) -> bool:
                 os.kill(pid, signal.SIGKILL)
                 found = True
     return found
-
-
-def _remove_abandoned(place: Path) -> None:
-    """Folders whose owner was killed. Those that processes of another PID namespace may own stay."""
-    for file in place.glob(f"{_PREFIX}*/{_OWNER}"):
-        with suppress(OSError, ValueError):
-            if file.parent.is_symlink() or file.parent.stat().st_uid != os.getuid():  # anybody may write there
-                continue
-            namespace, pid = file.read_text().rsplit(" ", 1)
-            if namespace == _namespace() and not runs(int(pid)):
-                _remove(file.parent)
-
-
-def _namespace() -> str:
-    """Where the numbers of processes mean something; containers have their own, and may share a folder."""
-    return str(_NAMESPACE.readlink()) if _NAMESPACE.is_symlink() else ""

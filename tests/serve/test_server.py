@@ -308,6 +308,28 @@ def test_a_signal_while_it_starts_ends_it_at_once(
     assert "Traceback" not in "".join(server.log) and not list(tmp_path.glob("clf-page-*"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="where nobody can say whether a process runs")
+def test_what_people_uploaded_to_a_server_that_was_killed_goes_at_the_next_start(
+    serve: Start, model: Path, tmp_path: Path
+) -> None:
+    killed, running = (serve(model, env={"TMPDIR": str(tmp_path)}) for _ in range(2))
+    both = set(tmp_path.glob("clf-page-*"))
+    for folder in both:
+        (folder / "uploads").mkdir(exist_ok=True)
+        (folder / "uploads" / "photo.png").write_bytes(b"private")
+    assert len(both) == 2
+    killed.process.kill()
+    killed.process.wait(10)
+    third = serve(model, env={"TMPDIR": str(tmp_path)})
+    now = set(tmp_path.glob("clf-page-*"))
+    assert len(now) == 2 and len(both & now) == 1
+    assert (both & now).pop().joinpath("uploads", "photo.png").is_file()
+    for each in (running, third):
+        each.process.send_signal(signal.SIGTERM)
+        assert each.process.wait(30) == 0
+    assert not list(tmp_path.glob("clf-page-*"))
+
+
 def test_an_open_address_without_keys_is_pointed_out(serve: Start, model: Path) -> None:
     server = serve(model, "--no-ui", "--host", "0.0.0.0")
 

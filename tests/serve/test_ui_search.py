@@ -15,6 +15,8 @@ from selenium.webdriver.common.by import By
 from serve_helpers import encoded, picture, until
 from ui_helpers import HOSTILE, Site, Tab, names, neighbours, turned
 
+from clf_serve.processes import OWNER
+
 pytestmark = needs_browser
 
 
@@ -172,11 +174,15 @@ def test_no_name_becomes_markup(tab: Tab) -> None:
 def test_nothing_of_an_upload_is_left_behind(tab: Tab, temporary: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(picture(11)))
     tab.upload(tmp_path / "a.png")
-    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+    def left() -> list[str]:
+        return [path.name for path in temporary.rglob("*") if path.is_file()]
+
+    assert left() == [OWNER]  # which says whose the folder is
     kept = tab.js("for (let i = 0; i < 20; i++) clf.take(new File(['x' + i], 'x.png')); return clf.uploads()")
     assert kept == 16  # pictures that the window itself keeps
     until(lambda: tab.text("#clf-result h2") == "That did not work")
-    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+    assert left() == [OWNER]
     tab.severe()
 
 
