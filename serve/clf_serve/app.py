@@ -7,7 +7,7 @@ import atexit
 import os
 import shutil
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
@@ -114,7 +114,8 @@ def _page_folder() -> str:
     for left in abandoned(Path(gettempdir()), _PAGE):
         shutil.rmtree(left, ignore_errors=True)
     folder = mkdtemp(prefix=_PAGE)
-    claim(Path(folder))
+    with suppress(OSError):  # a full disk is no reason not to serve
+        claim(Path(folder))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # where the server ends before it has begun
     uploads = str(Path(folder) / "uploads")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while it is imported

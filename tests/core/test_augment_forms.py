@@ -93,6 +93,7 @@ def fresh_compiler() -> Iterator[None]:
     apply._compiled.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER))
 def test_compiled_is_eager_up_to_rounding_and_compiles_once(fresh_compiler: None) -> None:
     recipe = EVERYTHING

@@ -298,6 +298,7 @@ def test_the_key_takes_one_name_or_several() -> None:
         read(3)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, run_cli_process: Callable[..., Any]) -> None:
     file(tmp_path, TELLS)
     words = ["data.name=shapes", "data.image_size=16", "data.options.train_images=64", "data.options.test_images=32"]

@@ -124,6 +124,7 @@ def kill_after(child: subprocess.Popen[str], log: Path, files: int) -> None:
     child.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_fill_goes_on_where_it_stopped(tmp_path: Path, decoded: list[str]) -> None:
     root, cache, log = photos(tmp_path, 80), tmp_path / "cache", tmp_path / "log"
     kill_after(*start_children(root, cache, [log]), log, files=20)
@@ -134,6 +135,7 @@ def test_a_killed_fill_goes_on_where_it_stopped(tmp_path: Path, decoded: list[st
     assert same(data, load(root))
 
 
+@pytest.mark.slow
 def test_processes_share_the_filling_and_outlive_one_that_is_killed(tmp_path: Path) -> None:
     root, cache = photos(tmp_path, 480), tmp_path / "cache"
     logs = [tmp_path / f"log{i}" for i in range(3)]

@@ -365,6 +365,7 @@ def test_mistakes_of_evaluate(run_cli: Cli, tiny_run: Run, words: list[str], par
     assert_refused(run_cli("evaluate", str(tiny_run.path), *words), *parts)
 
 
+@pytest.mark.slow
 def test_train_interrupt_resume(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real process, interrupted as Ctrl-C does, says how to go on; going on as it says ends the run."""
     command = [

@@ -158,6 +158,7 @@ def test_plugins_are_offered_without_torch(ask: Ask) -> None:
         assert ask(line, before=report)[-1] == "LOADED False"
 
 
+@pytest.mark.slow
 def test_settings_of_the_method_that_the_line_names(ask: Ask, install: Install, tmp_path: Path) -> None:
     site = install("clf-foo", plugins={"foo": "clf_foo"}, modules={"clf_foo": METHOD})
     env = {"PYTHONPATH": str(site)}

@@ -16,7 +16,13 @@ from clf.testing.subject import Subject
 from clf.testing.suite import CHECKS, examine
 
 NAMES = [check.name for check in (*steps.CHECKS, *whole.CHECKS)]
-WRONG = [(name, body, words) for name, cases in bodies.WRONG.items() for body, words in cases]
+SLOW = {"compile", "resume", "ranks", "export"}
+"""Checks that take several seconds."""
+WRONG = [
+    pytest.param(name, body, words, id=f"{name} {i}", marks=pytest.mark.slow if name in SLOW else ())
+    for name, cases in bodies.WRONG.items()
+    for i, (body, words) in enumerate(cases)
+]
 
 
 def examination(folder: Path, body: str) -> Examination:
@@ -29,6 +35,7 @@ def test_each_check_has_a_wrong_method() -> None:
     assert list(bodies.WRONG) == NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", ["RICH", "PREPARED"])
 def test_a_right_method_passes_every_check(body: str, tmp_path: Path) -> None:
     """One with a momentum encoder, a queue, a critic and chosen batches; one with a preparation and two players."""
@@ -37,7 +44,7 @@ def test_a_right_method_passes_every_check(body: str, tmp_path: Path) -> None:
     assert {name: outcome.explain() for name, outcome in found.items() if outcome.state != "passed"} == {}
 
 
-@pytest.mark.parametrize(("name", "body", "words"), WRONG, ids=[f"{name} {i}" for i, (name, *_) in enumerate(WRONG)])
+@pytest.mark.parametrize(("name", "body", "words"), WRONG)
 def test_a_wrong_method_is_told_of_by_its_check(name: str, body: str, words: str, tmp_path: Path) -> None:
     examined = examination(tmp_path, body)
     outcome = examined.outcome(name)

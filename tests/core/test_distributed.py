@@ -229,6 +229,7 @@ def test_a_mistake_of_the_user_names_the_rank(tmp_path: Path) -> None:
     assert "cannot be divided among 2" in done[0][1] + done[1][1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_job_under_torchrun(tmp_path: Path) -> None:
     """SIGKILL, as the kernel sends when memory is short; the run goes on afterwards."""
     plugin = plugin_file(tmp_path, methods.GETS_A_SIGNAL)

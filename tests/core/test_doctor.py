@@ -208,6 +208,7 @@ def test_a_method_that_works_after_its_step_is_charged_for_it(tmp_path: Path, ti
     assert max(found, key=lambda name: found[name]) == "method"
 
 
+@pytest.mark.slow
 def test_a_slow_disk_is_charged_to_the_data(tmp_path: Path, tiny: Make) -> None:
     made = settled(tmp_path, tiny)
     data = experiment.load_data(made.data, made.seed)

@@ -142,6 +142,7 @@ def test_it_is_given_what_the_contract_says(run: Run, tmp_path: Path) -> None:
     assert extra(evaluation) == {name: {"n": 96.0, "m": 48.0} for name in ROWS}
 
 
+@pytest.mark.slow
 def test_evaluators_disturb_neither_each_other_nor_other_figures(run: Run, tmp_path: Path) -> None:
     path = one(
         tmp_path,
@@ -240,6 +241,7 @@ def test_without_labels_one_that_needs_them_is_left_out_and_others_measure(
     assert [row.name for row in plain.representations] == ROWS
 
 
+@pytest.mark.slow
 def test_figures_stay_until_the_checkpoint_or_the_images_change(run: Run, tmp_path: Path) -> None:
     evaluation, _ = measured(run, file(tmp_path, MRR))
     plain = evaluate_run(run)

@@ -75,6 +75,7 @@ def test_any_batch_gives_the_encoders_own_embeddings(run: Run, model: Path, batc
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_and_another_folder_is_not(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match="not an exported model"):
@@ -97,6 +98,7 @@ def test_a_folder_that_holds_more_than_an_export_is_left_alone(run: Run, model: 
     assert (out / "gallery" / "gallery.sqlite").read_text() == "hours of work"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_an_earlier_export_is_put_back(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
@@ -135,6 +137,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(run: Run, tmp_path: Path
         export.export_run(run, tmp_path / "file" / "model")
 
 
+@pytest.mark.slow
 def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ def test_resuming_takes_the_path_in_any_spelling_and_refuses_another_file(
     assert run.config().plugin == str(tmp_path / "mine.py")
 
 
+@pytest.mark.slow
 def test_every_command_on_a_run_uses_the_kept_file_and_says_so(copied: Run, run_cli: Callable[..., Any]) -> None:
     """The user's file is gone."""
     path = str(copied.path)

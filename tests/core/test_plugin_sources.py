@@ -306,6 +306,7 @@ def test_wrong_tables(tmp_path: Path, table: str, labels: str, reason: str) -> N
         load(file(tmp_path, ODD.replace("{body}", body)))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, run_cli_process: Callable[..., Any], pixels: str) -> None:
     file(tmp_path, BIRDS)
     words = ["data.name=./birds.py:birds", f"data.root={pixels}", "backbone.name=test_resnet", "train.batch_size=12"]

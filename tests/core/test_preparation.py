@@ -86,6 +86,7 @@ def test_stopped_in_the_middle_of_it(prepared: Run, tmp_path: Path) -> None:
     assert a == b
 
 
+@pytest.mark.slow
 def test_killed_at_every_place_and_on_two_ranks(tmp_path: Path) -> None:
     plugin = plugin_file(tmp_path, methods.PREPARED)
     killed = verify.resume(plugin, kills=6)

@@ -148,6 +148,7 @@ def test_mypy_finds_nothing(every: Path, tmp_path: Path) -> None:
     assert f"no issues found in {checked} source files" in done.stdout
 
 
+@pytest.mark.slow
 def test_their_tests_of_the_loss_pass(every: Path) -> None:
     """In one process for all, and without the checks of conformance, each of which is a training."""
     paths = [str(path) for path in sorted(every.glob("*/tests/test_*.py"))]

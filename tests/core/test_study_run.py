@@ -100,6 +100,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     return study, folder / "out"
 
 
+@pytest.mark.slow
 def test_records_say_what_was_done(done: tuple[Study, Path]) -> None:
     study, out = done
     records = records_of(study, out)
@@ -180,6 +181,7 @@ def process(study: Study, out: Path, place: str, count: int, pipe: Connection | 
     return child
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_as_one_left_alone(
     tmp_path: Path, done: tuple[Study, Path]
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_study_that_is_killed_again_and_again_ends_as_one_left_alone(
     assert not list((out / str(study)).rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cells(tmp_path: Path, done: tuple[Study, Path]) -> None:
     """The first stands still in its first cell while the second does all others; then it goes on, and finds them."""
     study, out = done[0], tmp_path / "out"

@@ -68,6 +68,7 @@ def noise(n: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_the_variants_lie_beside_the_graph_and_the_manifest_tells_of_them(exported: export.Exported) -> None:
     assert sorted(path.name for path in exported.folder.iterdir()) == FILES
     manifest = read_manifest(exported.folder)
@@ -229,6 +230,7 @@ def test_few_images_say_nothing_of_neighbours(tmp_path: Path) -> None:
     assert (measured.neighbours_kept, measured.neighbours_kept_in_fp32) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_variant_that_loses_too_much_is_refused_and_the_rest_stays(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., object]
 ) -> None:

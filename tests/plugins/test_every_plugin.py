@@ -49,6 +49,11 @@ EVERY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 every = pytest.mark.parametrize("name", EVERY)
+RICH = "dcl on moco"
+"""With a queue, a momentum encoder, and a loss on another method's features: the one for those who have no time."""
+every_at_length = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == RICH else pytest.mark.slow) for name in EVERY]
+)
 
 
 def built_in() -> set[str]:
@@ -74,14 +79,14 @@ def test_no_method_is_left_out() -> None:
     assert {plugin for plugin, _ in EVERY.values()} == built_in()
 
 
-@every
+@every_at_length
 def test_a_killed_run_that_is_resumed_keeps_its_bits(name: str) -> None:
     plugin, changes = EVERY[name]
     report = verify.resume(plugin, {"train.epochs": 2, **changes}, kills=2)
     assert report.holds, report.differences
 
 
-@every
+@every_at_length
 def test_two_and_four_ranks_equal_one_process(name: str) -> None:
     """A method's further settings, which share its code, with two."""
     plugin, changes = EVERY[name]
@@ -89,7 +94,7 @@ def test_two_and_four_ranks_equal_one_process(name: str) -> None:
     assert report.holds, report.differences
 
 
-@every
+@every_at_length
 def test_the_exported_encoder_gives_the_trainers_embeddings(name: str) -> None:
     plugin, changes = EVERY[name]
     report = verify.export(plugin, changes)

@@ -24,8 +24,8 @@ from clf.testing.suite import CHECKS, run_checks
 
 BLOCKS = blocks()
 TEXT = GUIDE.read_text(encoding="utf-8")
-HEAVY = {"Settings, metrics, several processes", "State, a queue and a momentum encoder", "The checks"}
-"""Sections whose commands begin processes of their own."""
+HEAVY = {"One minute", "Settings, metrics, several processes", "State, a queue and a momentum encoder", "The checks"}
+"""Sections that take longer than a few seconds to follow."""
 FOLLOWED = [
     pytest.param(section, marks=pytest.mark.slow if section in HEAVY else ())
     for section in dict.fromkeys(block.section for block in BLOCKS)

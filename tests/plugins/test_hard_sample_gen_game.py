@@ -184,6 +184,7 @@ def cosines(kappa: float) -> tuple[list[float], float]:
     return found, logged["floor"]
 
 
+@pytest.mark.slow
 def test_control_keeps_the_cosine_near_its_band() -> None:
     """With a large kappa pairs come down to the band [floor - 0.1, floor], within 0.1; without hardness they do not."""
     found, floor = cosines(3.0)

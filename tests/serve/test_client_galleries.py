@@ -216,6 +216,7 @@ def test_refusals_are_told_apart(client: Client, both: Both, server: Live, engin
             assert refused.value.code == "gallery_read_only"
 
 
+@pytest.mark.slow
 def test_a_gallery_that_is_being_written_to_is_tried_again(server: Live, engine: Engine) -> None:
     url = str(server.client.base_url)
     with Gallery(server.folder, Identity.of(engine.manifest), write=True):

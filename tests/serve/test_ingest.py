@@ -56,6 +56,7 @@ def directions(n: int, seed: int = 0) -> list[list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_writer_finds_at_once_what_it_wrote(server: Live) -> None:
     """Eight write while four search; whatever was acknowledged is found, and nothing is there twice."""
     rows = directions(160)
@@ -360,6 +361,7 @@ def test_clf_index_and_the_server_take_turns(server: Live, engine: Engine, tmp_p
     np.testing.assert_array_equal(np.frombuffer(stored, "<f4"), truth(engine, png(30))[0])
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_a_kill(model: Path, gallery: Path) -> None:
     with process(model, "--gallery", gallery, "--writable") as server:
         keys = []

@@ -150,6 +150,7 @@ def test_a_proxy_tells_the_truth_about_the_client_and_keeps_operations_to_itself
     assert "Active connections" in httpx.get(proxies[1].stats, trust_env=False).text
 
 
+@pytest.mark.slow
 def test_a_replica_killed_under_load_costs_no_request(
     proxies: list[Proxy], three: list[Replica], small: list[Ask], large: list[Ask]
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_replica_killed_under_load_costs_no_request(
     assert kept == 20 + gone  # every acknowledged upsert, each once
 
 
+@pytest.mark.slow
 def test_rolling_reload_and_rolling_restart_cost_no_request(
     proxies: list[Proxy], three: list[Replica], small: list[Ask], large: list[Ask]
 ) -> None:
@@ -235,6 +237,7 @@ def test_a_busy_replica_and_one_that_leaves(folder: Path, model: Path, engine: E
     assert {reply.content for reply in answers if reply.status_code == 200} == {wanted}
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_works_and_goes_on_when_its_replica_dies(folder: Path, model: Path, photos: Path) -> None:
     words = (model, "--gallery", folder / "gallery", "--threads", 1, "--access-log")

@@ -23,10 +23,13 @@ from serve_helpers import encoded, picture, until, write_model
 
 from clf.manifest import MODEL_FILE
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None or not sys.platform.startswith("linux"),
-    reason="Ray is not installed, or there is no HAProxy ingress on this system",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None or not sys.platform.startswith("linux"),
+        reason="Ray is not installed, or there is no HAProxy ingress on this system",
+    ),
+]
 
 KEY = "the-key-of-a-customer"
 PHOTO = encoded(picture(3))

@@ -44,7 +44,7 @@ def run(live: tuple[Service, str], engine: Engine, tmp_path: Path) -> Callable[[
     return start
 
 
-@pytest.mark.parametrize("name", ["infinity", "litellm", "triton"])
+@pytest.mark.parametrize("name", ["infinity", pytest.param("litellm", marks=pytest.mark.slow), "triton"])
 def test_a_client_from_pypi_works_unchanged(name: str, run: Callable[[str], None]) -> None:
     run(name)
 

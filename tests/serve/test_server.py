@@ -198,6 +198,7 @@ def test_the_server_needs_no_torch_and_an_open_page_does_not_hold_up_its_end(
     assert "was imported" not in "".join(server.log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux counts")
 def test_a_server_with_a_page_sleeps_while_nobody_asks(serve: Start, model: Path) -> None:
     """Gradio would look into its empty queue a thousand times a second."""

@@ -102,6 +102,7 @@ def test_the_gallery_follows_the_folder(model: Path, engine: Engine, tmp_path: P
     assert watch.says("stopped") and not watch.says("Traceback")
 
 
+@pytest.mark.slow
 def test_errors_do_not_end_it(model: Path, tmp_path: Path) -> None:
     photos, gallery = tmp_path / "photos", tmp_path / "g"
     write_pictures(photos, 3)
