@@ -29,7 +29,7 @@ from clf_serve.http.guard import Guard, KeyRing
 from clf_serve.http.handlers import add_error_handlers, bug_reply
 from clf_serve.http.openapi import document
 from clf_serve.priority import full_pool
-from clf_serve.processes import abandoned, claim
+from clf_serve.processes import Claim, abandoned
 from clf_serve.runtime import usable_cores
 from clf_serve.service import Service
 from clf_serve.tracing import TracedRequests
@@ -37,7 +37,7 @@ from clf_serve.tracing import TracedRequests
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-_PAGE = "clf-page-"  # how the folder of what people upload begins
+_PREFIX, _UPLOADS = "clf-page-", "uploads"  # names of the folder of the page, and in it
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def create_app(
         MissingExtraError: ``ui`` without gradio.
     """
     keys = api_keys if isinstance(api_keys, KeyRing) else KeyRing(api_keys)
-    uploads = _page_folder() if ui else None
+    page = _import_gradio() if ui else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -74,8 +74,8 @@ def create_app(
             yield
             await service.stop()
         finally:
-            if uploads is not None:
-                shutil.rmtree(uploads, ignore_errors=True)
+            if page is not None:
+                page.remove()
 
     app = FastAPI(title="clf", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(routes(service))
@@ -106,22 +106,37 @@ def _surround(app: FastAPI, service: Service, keys: KeyRing, outside: Outside) -
     app.add_middleware(Calls, log=outside.log, clients=outside.log_clients)
 
 
-def _page_folder() -> str:
-    """Makes Gradio ready: no reports to its maker, and a folder of its own for what people upload.
+class _PageFolder:
+    """What people upload to the page; nothing of it outlives the server, or at least not the start of the next one."""
 
-    Those of servers that were killed go first, for they hold people's photos.
-    """
-    for left in abandoned(Path(gettempdir()), _PAGE):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = mkdtemp(prefix=_PAGE)
-    with suppress(OSError):  # a full disk is no reason not to serve
-        claim(Path(folder))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # where the server ends before it has begun
-    uploads = str(Path(folder) / "uploads")
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # read while it is imported
+    def __init__(self) -> None:
+        for left in abandoned(Path(gettempdir()), _PREFIX):
+            _remove(left)
+        self._path = Path(mkdtemp(prefix=_PREFIX))
+        self.uploads = self._path / _UPLOADS
+        self._claim: Claim | None = None
+        with suppress(OSError):  # a full disk is no reason not to serve
+            self._claim = Claim(self._path)
+        atexit.register(self.remove)  # where the server ends before it has begun
+
+    def remove(self) -> None:
+        _remove(self._path)
+        if self._claim is not None:
+            self._claim.release()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder / _UPLOADS, ignore_errors=True)  # first: whoever is killed here leaves it known as his
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _import_gradio() -> _PageFolder:
+    """Makes Gradio ready: no reports to its maker, and a folder of its own for what people upload."""
+    folder = _PageFolder()
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder.uploads)}  # read by the import
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        shutil.rmtree(folder)
+        folder.remove()
         raise missing_extra(error.name or "gradio", "serve", "the web page (or use --no-ui)") from None
     return folder

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 OWNER = "owner"
-"""The file in a temporary folder that says whose it is."""
-_NAMESPACE = Path("/proc/self/ns/pid")
+"""The file in a temporary folder that its process holds a lock on."""
+_MEANS = b"clf removes this folder when no process holds a lock on this file"
 
 
 def runs(pid: int) -> bool:
@@ -29,24 +29,55 @@ def runs(pid: int) -> bool:
     return True
 
 
-def claim(folder: Path) -> None:
-    """Makes a folder known as one of this process, so that a later one may remove it."""
-    (folder / OWNER).write_text(f"{_namespace()} {os.getpid()}")
+class Claim:
+    """Says that a folder is in use, until it is released or the process ends, however it ends.
+
+    Where there are no such locks it says nothing, and nobody removes the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError: nothing can be written there."""
+        self._handle: int | None = None
+        if sys.platform == "win32":
+            return
+        draft = folder / f".{OWNER}"
+        self._handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.write(self._handle, _MEANS)
+            if _lock(self._handle):
+                draft.rename(folder / OWNER)  # only now, so that it is never there and free
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+        self._handle = None
 
 
 def abandoned(place: Path, prefix: str) -> Iterator[Path]:
-    """Folders in ``place`` of this user whose process was killed. Those that another PID namespace may own stay."""
-    if sys.platform == "win32":  # where nobody can say whether it runs
-        return
-    for file in place.glob(f"{prefix}*/{OWNER}"):
-        with suppress(OSError, ValueError):
-            if file.parent.is_symlink() or file.parent.stat().st_uid != os.getuid():  # anybody may write there
+    """Folders in ``place`` of this user whose process has ended without removing them; no other process gets them too.
+
+    On Windows there are none.
+    """
+    for path in place.glob(f"{prefix}*/{OWNER}"):
+        with suppress(OSError):  # somebody else's, or gone meanwhile
+            if path.parent.is_symlink() or path.parent.stat().st_uid != os.getuid():  # anybody may write there
                 continue
-            namespace, pid = file.read_text().rsplit(" ", 1)
-            if namespace == _namespace() and not runs(int(pid)):
-                yield file.parent
+            with path.open("r+b") as file:
+                if file.read(len(_MEANS)) == _MEANS and _lock(file.fileno()):
+                    yield path.parent
 
 
-def _namespace() -> str:
-    """Where the numbers of processes mean something; containers have their own, and may share a folder."""
-    return str(_NAMESPACE.readlink()) if _NAMESPACE.is_symlink() else ""
+def _lock(handle: int) -> bool:
+    """Whether this open file has the lock now; closing it gives it back."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clf.errors import ClfError
-from clf_serve.processes import abandoned, claim
+from clf_serve.processes import Claim, abandoned
 
 _PLACE, _PREFIX = Path("/tmp"), "clf-"  # short, for the paths of sockets
 MARK = "CLF_RAY_FOLDER"
@@ -39,11 +39,14 @@ def own_folder() -> Iterator[Path]:
     for left in abandoned(place, _PREFIX):
         _remove(left)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    claim = None
     try:
-        claim(folder)
+        claim = Claim(folder)
         yield folder
     finally:
         _remove(folder)
+        if claim is not None:
+            claim.release()
 
 
 @contextmanager

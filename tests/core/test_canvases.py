@@ -364,6 +364,12 @@ def test_want_of_memory_is_not_taken_for_a_damaged_file(
             DataError, match=r"00\d\.png cannot be decoded for lack of memory: free some memory, or set"
         ):
             load(root, cache)
+    with monkeypatch.context() as poor:
+        poor.setattr(torch.nn.functional, "interpolate", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+        with pytest.raises(
+            DataError, match=r"00\d\.png cannot be resized for lack of memory: free some memory, or set"
+        ):
+            load(root, cache)
     assert load(root, cache).skipped == []
 
 

@@ -60,8 +60,8 @@ def test_clean_images_are_those_of_clf_images(tmp_path: Path) -> None:
 def test_canvases_are_pillows_central_squares_to_a_level_or_two(
     tmp_path: Path, size: tuple[int, int], soft: bool
 ) -> None:
-    grain = (5, 5) if soft else size[::-1]  # never so wild that a pass overshoots what a byte holds
-    pixels = np.random.default_rng(0).integers(100, 156, (*grain, 3), dtype=np.uint8)
+    grain = (5, 5) if soft else size[::-1]
+    pixels = np.random.default_rng(0).integers(0, 256, (*grain, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     image.save(tmp_path / "0.png")
     side = min(size)

@@ -172,7 +172,7 @@ def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, tiny: Make) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"train.precision": "bf16"}, marks=pytest.mark.slow),  # where the processor has no such numbers
+        pytest.param({"train.precision": "bf16"}, marks=pytest.mark.slow),  # most processors imitate such numbers
         {"train.precision": "fp64"},
         {"train.clip_grad_norm": 0.1, "optimizer.name": "sgd"},
         {"train.accumulate": 3, "optimizer.name": "lars"},

@@ -28,13 +28,15 @@ pytestmark = [
     ),
 ]
 PHOTO = encoded(picture(3))
+CPUS = (os.cpu_count() or 1) + 1
+"""That the cluster says it has; one that is started for the command would have as many as there are."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a head node of two CPUs, as ``ray start`` makes one."""
+    """The address of a head node, as ``ray start`` makes one."""
     port = free_port()
-    words = ["start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    words = ["start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", f"--num-cpus={CPUS}"]
     words += ["--include-dashboard=false", "--object-store-memory=100000000"]
     with ray_start.own_folder() as folder, (folder / "log").open("wb") as log:  # its processes end with it
         head = subprocess.Popen(
@@ -72,8 +74,8 @@ def test_it_embeds_the_same_bytes(cluster: str, model: Path, tmp_path: Path) -> 
     assert (code, said, facts["embedded"], facts["made"], facts["engine"]) == (0, "", 18, 20, "ray")
     embedded(model, source, tmp_path / "local")
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
-    too_many = work("--restart", "--address", cluster, "--workers", 9)
-    assert "9 workers are more than the 2 CPUs of the Ray cluster" in one_error(too_many)
+    too_many = work("--restart", "--address", cluster, "--workers", CPUS + 1)
+    assert f"{CPUS + 1} workers are more than the {CPUS} CPUs of the Ray cluster" in one_error(too_many)
 
 
 def test_it_serves_once_at_a_time_and_again_afterwards(

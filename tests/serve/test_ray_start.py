@@ -86,13 +86,12 @@ def test_what_killed_commands_have_left_goes_at_the_next_start_and_what_others_h
         (left / "r").mkdir()
         with ray_start.environment(ray_start.own_settings(left)):
             agent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        owner = (left / "owner").read_text()
-        elsewhere = owner.replace("pid:[", "pid:[9") if "pid:[" in owner else f"elsewhere{owner}"
-        for name, text in (("clf-contained", elsewhere), ("clf-odd", "no owner"), ("photos", owner)):
+        meaning = (left / "owner").read_bytes()
+        for name, text in (("clf-odd", b"no owner of ours"), ("photos", meaning)):
             (place / name).mkdir()
-            (place / name / "owner").write_text(text)
+            (place / name / "owner").write_bytes(text)
         (place / "clf-page").mkdir()
-        stays = {place / name for name in ("clf-contained", "clf-odd", "photos", "clf-page")} | {used}
+        stays = {place / name for name in ("clf-odd", "photos", "clf-page")} | {used}
         assert set(place.iterdir()) == stays | {left}
 
         with ray_start.own_folder() as folder:
@@ -101,6 +100,13 @@ def test_what_killed_commands_have_left_goes_at_the_next_start_and_what_others_h
             assert not sys.platform.startswith("linux") or agent.wait(30) < 0
             agent.kill()
     assert set(place.iterdir()) == stays
+
+
+def test_folders_of_one_process_stay_apart(place: Path) -> None:
+    with ray_start.own_folder() as first:
+        with ray_start.own_folder() as second:
+            assert set(place.iterdir()) == {first, second}
+        assert set(place.iterdir()) == {first}
 
 
 @pytest.mark.parametrize("kind", [PluginError, ServeError])

@@ -42,6 +42,7 @@ class UnreadableError(ImageError):
 class Picture:
     """A decoded file."""
 
+    path: Path
     image: Image
     sha256: bytes
     """Of the file's bytes."""
@@ -49,22 +50,42 @@ class Picture:
     def canvas(self, out: NDArray[np.uint8]) -> None:
         """Writes the central square into ``out`` (3, side, side), from which views are cropped.
 
-        Bicubic with antialiasing as :meth:`clean`, but by torch, which takes a third of Pillow's time. What lies beside
-        the square has no part in its margin, and some pixels inside it come out a level or two apart.
+        Bicubic with antialiasing as :meth:`clean`, but by torch, which takes a third of Pillow's time where there is
+        AVX2. What lies beside the square has no part in its margin, and some pixels come out a level or two apart.
+
+        Raises:
+            DataError: there is no memory for it.
         """
         width, height = self.image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        pixels = np.array(np.asarray(self.image)[top : top + side, left : left + side])
-        # a batch of one with this stride makes torch write the result by planes, and no other copy is needed
-        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        out[...] = F.interpolate(batch, size=out.shape[1:], mode="bicubic", antialias=True)[0].numpy()
+        with self._in_memory():
+            pixels = torch.from_numpy(np.array(self.image.crop((left, top, left + side, top + side))))
+            planes = pixels.permute(2, 0, 1)
+            if planes.shape != out.shape:
+                # a batch of one with this stride makes torch write the result by planes, which spares a transposition
+                planes = F.interpolate(planes[None], size=out.shape[1:], mode="bicubic", antialias=True)[0]
+            out[...] = planes.numpy()
 
     def clean(self, out: NDArray[np.uint8]) -> None:
-        """Writes what :func:`clf.images.prepare` gives into ``out`` (3, side, side)."""
-        square = images.square(self.image, out.shape[1])
-        for plane, channel in zip(out, "RGB", strict=True):  # by planes in half the time of a transposed copy
-            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(plane.shape)
+        """Writes what :func:`clf.images.prepare` gives into ``out`` (3, side, side).
+
+        Raises:
+            DataError: there is no memory for it.
+        """
+        with self._in_memory():
+            square = images.square(self.image, out.shape[1])
+            for plane, channel in zip(out, "RGB", strict=True):  # by planes in half the time of a transposed copy
+                plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(plane.shape)
+
+    @contextlib.contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch has no class for it
+                raise
+            raise _no_memory(f"{self.path} cannot be resized for lack of memory") from error
 
 
 def decode(path: Path) -> Picture:
@@ -80,12 +101,16 @@ def decode(path: Path) -> Picture:
     except ImageError as error:
         raise UnreadableError(str(error)) from error
     try:
-        return Picture(images.decode(data), hashlib.sha256(data).digest())
+        return Picture(path, images.decode(data), hashlib.sha256(data).digest())
     except ImageError as error:
         message = str(error).replace("the image", str(path), 1)
         if isinstance(error.__cause__, MemoryError):
-            raise DataError(f"{message}: free some memory, or set data.workers lower") from error
+            raise _no_memory(message) from error
         raise (UnreadableError if "out of memory" in message else ImageError)(message) from error
+
+
+def _no_memory(message: str) -> DataError:
+    return DataError(f"{message}: free some memory, or set data.workers lower")
 
 
 def file_states(root: Path, names: Sequence[str], workers: Workers) -> NDArray[np.int64]:
