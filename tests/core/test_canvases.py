@@ -454,6 +454,7 @@ def test_a_file_that_vanishes_before_it_is_read_is_skipped_but_not_remembered(
     assert load(root, cache).skipped == []
 
 
+@pytest.mark.slow
 def test_a_training_on_the_cache_ends_with_the_same_weights(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     root, killed, log = photos(tmp_path, 40), tmp_path / "killed", tmp_path / "log"
     kill_after(*start_children(root, killed, [log]), log, files=10)

@@ -129,6 +129,7 @@ def test_activations_do_not_grow_with_the_batch() -> None:
 WITHOUT_BATCH_NORM = {"backbone.name": "test_vit", "method.layers": 1, "train.precision": "fp64", "train.epochs": 1}
 
 
+@pytest.mark.slow
 def test_a_chunked_run_is_the_run_in_one_piece(tiny: Callable[..., Config], tmp_path: Path) -> None:
     def weights(name: str, changes: dict[str, Any]) -> dict[str, Tensor]:
         config = tiny(tmp_path, {**WITHOUT_BATCH_NORM, "run.name": name, "train.batch_size": 32, **changes})

@@ -149,6 +149,7 @@ def test_a_broken_plugin_is_refused_by_name_and_hurts_no_other(run_cli: Cli, ins
     assert table(run_cli("plugins", "list").out)["foo"][0] == "available"
 
 
+@pytest.mark.slow
 def test_without_torch_training_says_what_to_install(run_cli_process: Cli) -> None:
     blocked = BLOCKER.format(blocked={"torch", "timm", "torchvision"})
     for words in (["train", "--plugin", "simclr"], ["plugins", "show", "simclr"]):

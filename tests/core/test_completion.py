@@ -207,6 +207,7 @@ def test_options_of_commands_that_come_by_entry_point(ask: Ask) -> None:
     assert ask("clf index --index fl") == ["flat"]
 
 
+@pytest.mark.slow
 def test_runs(ask: Ask, tmp_path: Path) -> None:
     for folder, name, state in (("runs", "one", "complete"), ("runs", "two", "running"), ("old", "three", "complete")):
         run = tmp_path / folder / name
@@ -357,6 +358,7 @@ COMPLETED = [
 ]
 
 
+@pytest.mark.slow
 def test_in_a_real_bash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_bash = [
         ("clf train --plugin=simc", "clf train --plugin=simclr "),

@@ -165,6 +165,7 @@ def fall_silent() -> None:
         distributed.largest([0.0], ranks)
 
 
+@pytest.mark.slow
 def test_a_rank_that_no_longer_answers_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     (code, err), _ = on_ranks(2, tmp_path, fall_silent)
     assert code == 1

@@ -59,6 +59,7 @@ def text_of(evaluation: Evaluation) -> str:
     return captured.get()
 
 
+@pytest.mark.slow
 def test_each_figure_is_that_of_the_parts(run: Run, evaluation: Evaluation) -> None:
     trained = experiment.load(run)
     material = prepare(other_data(DIGITS, trained), trained)
@@ -105,6 +106,7 @@ def test_tables_and_protocol_fit_80_columns(evaluation: Evaluation) -> None:
     assert "offline" in evaluation.protocol["linear probe"]
 
 
+@pytest.mark.slow
 def test_the_test_labels_choose_nothing(run: Run, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     original = experiment.load_data
 
@@ -160,6 +162,7 @@ def test_a_file_of_before_is_read(fresh: Run, evaluation: Evaluation) -> None:
     assert "few labels" not in text_of(old.model_copy(update={"protocol": {}, "notes": ()}))
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_added_and_kept(fresh: Run, evaluation: Evaluation) -> None:
     said: list[str] = []
     tuned = evaluate_run(fresh, DIGITS, fine_tune_epochs=1, say=said.append)
@@ -199,6 +202,7 @@ def test_without_labels_it_says_what_could_not_be_measured(fresh: Run, monkeypat
     assert found.representations[-1].per_class == ()
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_or_json(fresh: Run, run_cli: Callable[..., Any]) -> None:
     words = ("evaluate", str(fresh.path), "--on", "digits", "data.limit=300", "--all")
     printed = run_cli(*words)
@@ -222,6 +226,7 @@ def test_results_are_read_and_shown_without_torch() -> None:
         sys.modules["clf.evaluate"].nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_diverged_encoder_is_measured_and_named(fresh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     original = experiment.load
 

@@ -170,6 +170,7 @@ def test_evaluators_disturb_neither_each_other_nor_other_figures(run: Run, tmp_p
     assert extra(again) == extra(evaluation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

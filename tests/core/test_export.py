@@ -151,6 +151,7 @@ def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot_be_exported_is_one_sentence(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_backbones_export(run: Run, tmp_path: Path, name: str) -> None:
     assert caught == []
 
 
+@pytest.mark.slow
 def test_a_grey_run_takes_rgb_and_weighs_it_as_luma(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     config = tiny(tmp_path, {"data.name": "digits", "data.limit": 64, "train.max_steps": 2, "monitor.knn_every": 0})
     data = config.data.model_copy(update={"options": {}})
@@ -238,6 +240,7 @@ def odd_files(folder: Path) -> None:
     Image.fromarray(rng.integers(0, 65536, (40, 50), np.uint16)).save(folder / "deep.png")
 
 
+@pytest.mark.slow
 def test_any_kind_of_file_has_one_vector_in_evaluation_and_in_the_exported_model(
     tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:

@@ -197,6 +197,7 @@ def test_each_says_by_name_what_is_wrong(path: str, run_cli: Cli, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_is_printed_at_import_stays_off_standard_output(path: str, run_cli_process: Cli) -> None:
     """By print, by a file descriptor, by a child process and by the interpreter's own stream."""
     done = run_cli_process("plugins", "show", "noisy", "--json")
@@ -256,6 +257,7 @@ def test_control_c_ends_a_hook_and_an_import_that_do_not_end(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_second_control_c_ends_a_step_that_does_not_end(path: str, run_cli: Cli, tmp_path: Path) -> None:
     words = [*words_for("hanging", "stuck"), "train.checkpoint_minutes=0"]
     with running(tmp_path, *words, CLF_TEST_HANG="yes") as child:

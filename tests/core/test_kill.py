@@ -44,6 +44,7 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path, tiny: Make, tiny_run
     ]
 
 
+@pytest.mark.slow
 def test_sigterm_exits_with_its_own_code_and_auto_skips_what_is_damaged(
     tmp_path: Path, tiny: Make, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

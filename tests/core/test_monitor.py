@@ -216,6 +216,7 @@ def test_only_images_whose_label_is_known_vote(tmp_path: Path, tiny: Make) -> No
     assert 0 <= made.run.metrics()[0]["knn"] <= 1
 
 
+@pytest.mark.slow
 def test_a_collapsed_training_says_so_and_ends_where_that_is_wanted(flat: Callable[..., Config]) -> None:
     listener = Listener()
     run = training.train(flat({}), callbacks=[Monitor(), listener])
@@ -246,6 +247,7 @@ def test_a_healthy_training_is_not_ended(flat: Callable[..., Config]) -> None:
     assert training.train(flat(changes), callbacks=[Monitor()]).state() == "complete"
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_small_is_named_once(tmp_path: Path, tiny: Make, flat: Callable[..., Config]) -> None:
     small = Listener(stop_at=2)
     with pytest.raises(trainer.Interrupted) as stop:

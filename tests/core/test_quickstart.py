@@ -25,6 +25,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_every_step_leaves_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def places(browser: webdriver.Chrome) -> list[str]:
     return browser.execute_script(script)
 
 
+@pytest.mark.slow
 def test_the_map_shows_images_moves_and_hides_classes(browser: webdriver.Chrome, tiny_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(tiny_run.path, folder)

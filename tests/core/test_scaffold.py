@@ -103,6 +103,7 @@ def test_it_trains_without_an_edit(installed: Callable[..., Path], tmp_path: Pat
     assert all(field.description for field in method.Config.model_fields.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["simclr", "dcl", "nnclr"])
 def test_a_derived_package_trains_as_the_built_in_bit_for_bit(
     installed: Callable[..., Path], tmp_path: Path, base: str
@@ -123,6 +124,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_ruff_finds_nothing(every: Path) -> None:
     for folder in every.iterdir():
         done = subprocess.run([sys.executable, "-m", "ruff", "check"], cwd=folder, capture_output=True, text=True)

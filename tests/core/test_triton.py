@@ -132,6 +132,7 @@ def tensors(some: Any, schema: ModuleType) -> list[tuple[str, str, list[int]]]:
     return [(each.name, schema.DataType.Name(each.data_type), list(each.dims)) for each in some]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_configurations_are_tritons_own_and_say_what_the_model_is(
     model: Path, tmp_path: Path, schema: ModuleType, backend: str
@@ -298,6 +299,7 @@ def test_an_earlier_repository_is_put_back(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "models"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_repository_and_says_how_to_serve_it(
     tiny_run: Run, tmp_path: Path, run_cli: Callable[..., Any]
 ) -> None:

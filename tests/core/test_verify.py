@@ -22,6 +22,7 @@ from clf.verify.compare import End, differences, largest_difference
 from clf.verify.tiny import tiny
 
 
+@pytest.mark.slow
 def test_a_rich_method_is_killed_at_every_place_and_keeps_its_bits(tmp_path: Path) -> None:
     report = verify.resume(plugin_file(tmp_path, methods.RICH), kills=8)
     assert report.holds, str(report)
@@ -32,6 +33,7 @@ def test_a_rich_method_is_killed_at_every_place_and_keeps_its_bits(tmp_path: Pat
     assert facts["SHA-256 of state, left alone"] == facts["SHA-256 of state, killed and resumed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "blame"),
     [(methods.COUNTS_IN_PYTHON, "outside its parameters and buffers"), (methods.DRAWS_FROM_NUMPY, "differ too")],
@@ -81,6 +83,7 @@ def test_a_run_that_ended_before_it_was_killed_proves_nothing(monkeypatch: pytes
     assert dict(report.facts)["killed"] == "0 times, after steps none"
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_for_a_rich_method(tmp_path: Path) -> None:
     report = verify.ranks(plugin_file(tmp_path, methods.RICH), counts=[2])
     assert report.holds, str(report)
@@ -105,6 +108,7 @@ def test_a_queue_that_differs_between_ranks_is_caught(tmp_path: Path) -> None:
     assert any("'queue' on rank 1 differs from that on rank 0" in sentence for sentence in report.differences)
 
 
+@pytest.mark.slow
 def test_the_command_prints_facts_and_says_whether_they_hold(run_cli: Callable[..., Any]) -> None:
     done = run_cli("verify", "export", "--plugin", "simclr", "--json")
     assert done.code == 0

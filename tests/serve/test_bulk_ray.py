@@ -38,6 +38,7 @@ print(json.dumps({**found.as_dict(), "open": addresses}))
 """
 
 
+@pytest.mark.slow
 def test_it_is_the_same_as_the_local_engine(model: Path, tmp_path: Path) -> None:
     """From the command line to the last byte; then there is nothing to do."""
     pictures = [(f"{i:03d}.png", encoded(picture(i)) if i != 4 else b"bad") for i in range(10)]

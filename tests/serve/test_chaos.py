@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from chaos_load import OPTIONS, Load, second_half
 from corpus import bad, corpus, good
 from PIL import Image
@@ -54,6 +55,7 @@ def fill_pools(base: str) -> None:
             assert {reply.status_code for reply in replies} == {200}
 
 
+@pytest.mark.slow
 def test_no_load_of_good_and_bad_brings_it_down(
     serve: Callable[..., Server], model: Path, engine: Engine, gallery: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_server_at_rest_lets_go_at_once(engine: Engine, folder: Path, monkeypa
         assert {item.key for item in gallery.page()} == {"mine", "theirs", "mine too"}
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_save_of_the_index_is_heard(
     engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

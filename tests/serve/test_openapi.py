@@ -71,6 +71,7 @@ def api(service: Service) -> Iterator[Any]:
         yield schema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_what_the_document_says_is_so(api: Any, mode: GenerationMode) -> None:
     wrong: list[str] = []

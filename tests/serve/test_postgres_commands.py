@@ -90,6 +90,7 @@ def test_a_password_is_never_printed(run: Run, url: str, postgres: Postgres, mod
         assert "password authentication failed" in one_error(outcome) and "sw0rdfish" not in "".join(outcome[1:])
 
 
+@pytest.mark.slow
 def test_a_server_shows_searches_and_takes_images_and_outlives_its_database(
     run: Run, serve: Callable[..., Server], url: str, model: Path, own: Path, postgres: Postgres
 ) -> None:

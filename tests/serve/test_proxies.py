@@ -206,6 +206,7 @@ def test_rolling_reload_and_rolling_restart_cost_no_request(
         load.fine()
 
 
+@pytest.mark.slow
 def test_a_busy_replica_and_one_that_leaves(folder: Path, model: Path, engine: Engine, three: list[Replica]) -> None:
     """One replica takes a second for each image and holds one at a time; then it is told to end in the middle."""
     blob = encoded(picture(50))

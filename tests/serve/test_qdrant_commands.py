@@ -37,6 +37,7 @@ def done(outcome: tuple[int, str, str]) -> Any:
     return json.loads(outcome[1])
 
 
+@pytest.mark.slow
 def test_index_search_and_serve(
     run: Run, serve: Callable[..., Server], qdrant: Standin, model: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_client_from_pypi_works_unchanged(name: str, run: Callable[[str], None
     run(name)
 
 
+@pytest.mark.slow
 def test_openai_s_client_works_unchanged_and_comes_back_when_it_is_told_to(
     live: tuple[Service, str], run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ class Sync:
         if sidecar is not None:
             found = apply_metadata(self._reader, self._writing, sidecar, plan.names)
             report.described, report.unmatched = found
+        report.skipped.sort(key=lambda skipped: skipped.path)  # threads come to an end in any order
         failures.save(plan.failed | broken)
         return report
 
