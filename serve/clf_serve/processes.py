@@ -43,7 +43,7 @@ class Claim:
         draft = folder / f".{OWNER}"
         self._handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.write(self._handle, _MEANS)
+            os.write(self._handle, _MEANS + f"\nprocess {os.getpid()}".encode())
             if _lock(self._handle):
                 draft.rename(folder / OWNER)  # only now, so that it is never there and free
         except BaseException:

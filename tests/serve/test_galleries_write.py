@@ -241,6 +241,8 @@ def test_metadata_does_not_grow_without_bound(empty: Live) -> None:
         ({"ids": [1], "where": {}}, 400, "one_selection"),
         ({"ids": 1}, 400, "invalid_id"),
         ({"ids": [1.5]}, 400, "invalid_id"),
+        ({"ids": [-(2**63) - 1]}, 400, "invalid_id"),
+        ({"ids": [2**63]}, 400, "invalid_id"),
         ({"ids": [0] * 10_001}, 413, "too_many_ids"),
         ({"where": {"$x": 1}, "confirm": 1}, 400, "invalid_filter"),
         ({"where": {}, "confirm": True}, 400, "not_confirmed"),

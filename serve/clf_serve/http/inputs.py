@@ -313,9 +313,13 @@ def _k(value: Any, limits: ServeLimits) -> int:
     return number
 
 
+_EXACT = 2.0**53
+
+
 def whole(value: Any) -> int | None:
-    """In JSON 2 and 2.0 are the same number."""
-    if type(value) is float and value.is_integer():
+    """In JSON 2 and 2.0 are the same number. Beyond 2^53 a float may stand for another one: orjson makes floats of all
+    integers that 64 bits do not hold, and the one below the least would come out as the least."""
+    if type(value) is float and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     return value if type(value) is int else None
 
